@@ -1,0 +1,111 @@
+"""Defaults that every study shares. A config starts from `study()` and states what differs.
+
+A section per stage: `task` (prepare), `target`, `draft`, `distill`, `evaluate`. Setting a
+section to None leaves its stage out. `specdistill_jax.stages.checks` says what is legal.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def _optional(kind):
+  return config_dict.placeholder(kind)
+
+
+def study(name: str) -> ml_collections.ConfigDict:
+  """The skeleton of a study, all defaults visible here."""
+  config = ml_collections.ConfigDict()
+  config.study = name
+  config.seed = 0
+  config.mesh = ml_collections.ConfigDict(dict(
+      data=-1,      # -1: all devices that the other axes leave
+      fsdp=1,
+      tensor=1,
+  ))
+  config.task = task()
+  config.target = ml_collections.ConfigDict(dict(model=decoder(), train=train()))
+  config.draft = ml_collections.ConfigDict(dict(model=decoder(), train=train()))
+  config.distill = distill()
+  config.evaluate = evaluate()
+  return config
+
+
+def task() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      name='stdlib_docs',      # stdlib_docs | stdlib_docstrings | arithmetic | local_files
+      vocab_size=1000,         # pieces of the SentencePiece model trained in `prepare`
+      max_length=96,           # tokens of a row: prompt, completion and end token
+      prompt_length=16,        # language modelling: leading tokens that serve as a prompt
+      max_examples=_optional(int),   # of the training split; None: all
+      validation_fraction=0.05,      # of the documents, where the task has no own split
+      # local_files only: paths, or (inputs, targets) pairs of parallel files.
+      train_files=(),
+      validation_files=(),     # empty: validation_fraction of the documents in train_files
+      inputs_field='inputs',   # of a JSON line; empty: language modelling on targets_field
+      targets_field='targets',
+      metric=_optional(str),   # accuracy | rouge2 | bleu | None; embedded tasks know theirs
+  ))
+
+
+def decoder() -> ml_collections.ConfigDict:
+  """Fields of `models.decoder.DecoderConfig`; vocab_size comes from the task."""
+  return ml_collections.ConfigDict(dict(
+      num_layers=4, width=256, num_heads=4, num_kv_heads=4, head_dim=64, mlp_width=704,
+      tie_embeddings=True, dtype='float32',
+  ))
+
+
+def train() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      steps=300,
+      batch_size=16,           # rows a step, over all devices
+      accumulation=1,          # micro-batches a step
+      optimizer='adamw',       # adamw | adafactor
+      learning_rate=1e-3,      # peak
+      warmup_steps=20,
+      schedule='cosine',       # cosine | linear | constant | plateau_cosine
+      final_fraction=0.1,      # of the peak, at the last step
+      weight_decay=0.0,
+      b1=0.9,
+      b2=0.95,
+      clip_norm=1.0,
+      dropout=0.0,
+      log_every=10,
+      eval_every=100,
+      checkpoint_every=100,
+      keep_checkpoints=2,
+  ))
+
+
+def distill() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      objective='forward_kl',  # forward_kl | reverse_kl | jsd | tvd
+      beta=0.5,                # jsd only
+      data_source='draft',     # fixed | target | draft | draft_stored | fixed+draft | target+draft
+      student_fraction=0.5,    # lambda, of the sources with a plus
+      normalisation='sequence',      # sequence (paper, Eq. 2) | token
+      temperature=1.0,         # of both models inside the loss
+      rollout=ml_collections.ConfigDict(dict(
+          temperature=1.0, top_k=_optional(int), top_p=_optional(float),
+          max_new_tokens=64,
+      )),
+      seeds=(0, 1),
+      control=True,            # as many further cross-entropy steps, for an equal-compute row
+      train=train(),
+  ))
+
+
+def evaluate() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      temperatures=(0.0, 1.0),
+      top_k=_optional(int),
+      top_p=_optional(float),
+      gammas=(3, 5, 7),
+      draft_sampling='sampled',      # sampled | greedy
+      rule='exact',            # exact
+      epsilon=1.0,             # 1 is lossless
+      batch_size=1,
+      num_prompts=24,
+      max_new_tokens=48,
+      bootstrap_samples=1000,
+  ))

@@ -1,0 +1,153 @@
+"""The shared nouns, and the shape legend that every name in the project follows.
+
+An array's name ends in its axes, one letter each: `logits_btv` is `[b, t, v]`.
+
+  b  row of the batch            n  query head           g  draft position
+  t  position fed in this call   k  key/value head       m  tree node
+  s  cached or buffered slot     h  head width           l  layer
+  d  model width                 f  MLP width            v  vocabulary
+
+Probabilities are kept as natural logarithms in float32. In training the two models are
+`student` and `teacher`, in decoding `drafter` and `target`.
+"""
+
+from typing import Any, Protocol
+
+from flax import struct
+import jax
+
+PAD_ID = 0
+EOS_ID = 1
+
+
+@struct.dataclass
+class Batch:
+  """Token rows as the trainer eats them, right-padded with `PAD_ID`.
+
+  A row is a prompt followed by its completion (end token included). `loss_mask_bt[:, t]`
+  is 1 where predicting `tokens_bt[:, t]` is to be learnt; it is stored, never inferred
+  from the token id, so that an end token that doubles as padding is still learnt.
+
+  Attributes:
+    tokens_bt: int32 token ids.
+    loss_mask_bt: float32, 1 on tokens to be predicted, 0 elsewhere.
+    prompt_lengths_b: int32, tokens of the prompt.
+    lengths_b: int32, tokens of prompt and completion together.
+  """
+  tokens_bt: jax.Array
+  loss_mask_bt: jax.Array
+  prompt_lengths_b: jax.Array
+  lengths_b: jax.Array
+
+
+@struct.dataclass
+class TargetOutput:
+  """What one call of a model returns.
+
+  Attributes:
+    logits_btv: next-token logits, float32, before any temperature.
+    features: hidden features by name; `features['final_btd']` is what the head reads.
+    cache: the cache after the call, or None when there was none.
+  """
+  logits_btv: jax.Array
+  features: dict[str, jax.Array]
+  cache: Any
+
+
+class TargetFn(Protocol):
+  """A model with its parameters bound: the one seam between algorithms and networks.
+
+  `mask_bts[b, t, s]` says whether the token fed at `t` sees slot `s`; without a cache the
+  slots are the fed positions themselves. A call writes its `t` tokens to the cache at each
+  row's own `cache.length_b` and advances `length_b` by `t`; going back is
+  `cache.rollback(length_b)`.
+  """
+
+  def __call__(self, tokens_bt: jax.Array, positions_bt: jax.Array,
+               mask_bts: jax.Array, cache: Any) -> TargetOutput:
+    ...
+
+
+@struct.dataclass
+class Proposal:
+  """A drafted block of tokens and the law they were drawn from.
+
+  Attributes:
+    tokens_bg: int32 drafted tokens.
+    log_probs_bgv: float32, the exact (already warped) log-probabilities that each token
+      was drawn from; one-hot (0 and -inf) when the drafter is greedy.
+    drafter_state: the drafter's own state after drafting.
+  """
+  tokens_bg: jax.Array
+  log_probs_bgv: jax.Array
+  drafter_state: Any
+
+
+@struct.dataclass
+class Verdict:
+  """What a rule makes of a proposal.
+
+  Attributes:
+    num_accepted_b: int32, drafted tokens kept, 0 to g.
+    next_token_b: int32, the correction token, or the bonus token when all were kept.
+  """
+  num_accepted_b: jax.Array
+  next_token_b: jax.Array
+
+
+@struct.dataclass
+class DecodeStats:
+  """Counts by row, so that sums come before ratios.
+
+  Attributes:
+    target_calls_b: int32, calls of the target after prefill while the row was unfinished.
+    emitted_b: int32, new tokens, the end token included.
+    reached_bg: int32, times draft position g was examined: everything before it was
+      accepted, and its token lies within the row's end and budget.
+    accepted_bg: int32, times it was accepted, likewise.
+  """
+  target_calls_b: jax.Array
+  emitted_b: jax.Array
+  reached_bg: jax.Array
+  accepted_bg: jax.Array
+
+
+@struct.dataclass
+class DecodeState:
+  """The whole state of a decoding loop: fixed-size buffers, one row independent of another.
+
+  The last committed token (the root) is in `tokens_bs` but not yet in the target's cache:
+  `target_cache.length_b == lengths_b - 1` between cycles.
+
+  Attributes:
+    tokens_bs: int32 buffer of prompt and committed tokens, right-padded.
+    lengths_b: int32, committed tokens, the prompt included.
+    limits_b: int32, the length at which a row stops: prompt plus its budget of new tokens.
+    done_b: bool, the row has emitted its end token or reached its limit.
+    key_b: one typed PRNG key a row.
+    target_cache: the target's cache.
+    drafter_state: the drafter's state, None in autoregressive decoding.
+    stats: counts.
+  """
+  tokens_bs: jax.Array
+  lengths_b: jax.Array
+  limits_b: jax.Array
+  done_b: jax.Array
+  key_b: jax.Array
+  target_cache: Any
+  drafter_state: Any
+  stats: DecodeStats
+
+
+@struct.dataclass
+class Generation:
+  """New tokens of a batch of prompts.
+
+  Attributes:
+    tokens: int32 `[b, s]`, the new tokens only, padded with `PAD_ID`.
+    lengths: int32 `[b]`, new tokens of each row, the end token included.
+    stats: counts by row.
+  """
+  tokens: jax.Array
+  lengths: jax.Array
+  stats: DecodeStats
