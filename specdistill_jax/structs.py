@@ -139,6 +139,39 @@ class DecodeState:
   stats: DecodeStats
 
 
+class Drafter(Protocol):
+  """What proposes. Implementations are pytrees of parameters with static settings.
+
+  `prefill` gives the drafter's state after the prompts; `propose` drafts `gamma` tokens after
+  each row's last committed token; `commit` gives the drafter's state on the accepted prefix,
+  `state` already holding the new tokens.
+  """
+  gamma: int
+
+  def prefill(self, prompts_bt: jax.Array, prompt_lengths_b: jax.Array,
+              target_output: TargetOutput, slots: int) -> Any:
+    ...
+
+  def propose(self, state: DecodeState, key_b: jax.Array) -> Proposal:
+    ...
+
+  def commit(self, state: DecodeState, proposal: Proposal, verdict: Verdict,
+             target_output: TargetOutput) -> Any:
+    ...
+
+
+class Rule(Protocol):
+  """What judges a proposal, `target_log_probs_btv` being `[b, g + 1, v]` and warped.
+
+  `lossless` says whether what is emitted follows the target's law.
+  """
+  lossless: bool
+
+  def __call__(self, target_log_probs_btv: jax.Array, proposal: Proposal,
+               key_b: jax.Array) -> Verdict:
+    ...
+
+
 @struct.dataclass
 class Generation:
   """New tokens of a batch of prompts.

@@ -1,0 +1,152 @@
+"""`sd.generate` and `sd.speculate`: prompts in, tokens out, everything checked at the edge."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jaxtyping import Int
+import numpy as np
+
+from specdistill_jax import structs
+from specdistill_jax.decoding import engine
+from specdistill_jax.decoding import rules
+from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.drafters import lm
+from specdistill_jax.models import base
+
+SMALLEST_WIDTH = 16
+DRAFT_SAMPLING = ('sampled', 'greedy')
+
+
+def generate(target: base.Model, prompts: Sequence[Any], *, max_new_tokens: int,
+             temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+             key: jax.Array, prompt_width: int | None = None) -> structs.Generation:
+  """Decodes the target alone, a token per call.
+
+  Args:
+    target: a model, as from `load_pretrained`.
+    prompts: `b` token-id lists of any lengths, or strings if the target has a vocabulary.
+    max_new_tokens: budget of each row, the end token included.
+    temperature: 0 is greedy.
+    top_k: keep the k most probable tokens; None keeps all.
+    top_p: keep the smallest set of tokens of this mass, after top-k; None keeps all.
+    key: a PRNG key, or one for each row. Row i draws from `fold_in(key, i)`: its output
+      depends neither on its neighbours nor on their number.
+    prompt_width: pad prompts to this many tokens, so that calls share a compilation; None
+      takes the next power of two.
+
+  Returns:
+    `Generation` with tokens `[b, max_new_tokens]`.
+
+  Raises:
+    ValueError: an empty prompt, one longer than `prompt_width`, an id outside the vocabulary,
+      or a sampling setting outside its range.
+  """
+  sampling = sampling_lib.Sampling(temperature, top_k, top_p)
+  prompts_bt, lengths_b = pad_prompts(target, prompts, max_new_tokens, prompt_width)
+  module = target.module.unstacked()
+  state = engine.prefill_autoregressive(
+      module, prompts_bt, lengths_b, key, max_new_tokens=max_new_tokens)
+  state = engine.decode_autoregressive(module, state, sampling=sampling)
+  return engine.generation(state, lengths_b, max_new_tokens=max_new_tokens)
+
+
+def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *, gamma: int,
+              max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
+              top_p: float | None = None, rule: str = 'exact', epsilon: float = 1.0,
+              draft_sampling: str = 'sampled', key: jax.Array,
+              prompt_width: int | None = None) -> structs.Generation:
+  """Decodes the target speculatively (Leviathan et al. 2023; Chen et al. 2023).
+
+  Args (beside those of `generate`, which mean the same here):
+    drafter: a smaller model with the target's vocabulary.
+    gamma: tokens drafted a cycle, at least 1.
+    rule: which drafted tokens to keep; 'exact' emits the target's own law.
+    epsilon: leniency of a lossy rule, in (0, 1]; 1 is lossless.
+    draft_sampling: 'sampled' drafts from the drafter's law, warped like the target's;
+      'greedy' drafts its most probable token. Both are exact under an exact rule.
+
+  Raises:
+    ValueError: as `generate`; gamma below 1; epsilon outside (0, 1]; vocabularies that differ.
+  """
+  sampling = sampling_lib.Sampling(temperature, top_k, top_p)
+  built_rule = rules.for_sampling(rule, epsilon, sampling)
+  check_same_vocabulary(target, drafter)
+  prompts_bt, lengths_b = pad_prompts(target, prompts, max_new_tokens, prompt_width)
+  module = target.module.unstacked()
+  built_drafter = make_drafter(drafter, gamma=gamma, target_sampling=sampling,
+                               draft_sampling=draft_sampling)
+  state = engine.prefill_speculative(
+      module, built_drafter, prompts_bt, lengths_b, key, max_new_tokens=max_new_tokens)
+  state = engine.decode_speculative(
+      module, built_drafter, state, rule=built_rule, sampling=sampling)
+  return engine.generation(state, lengths_b, max_new_tokens=max_new_tokens)
+
+
+def make_drafter(model: base.Model, *, gamma: int, target_sampling: sampling_lib.Sampling,
+                 draft_sampling: str = 'sampled') -> lm.LMDrafter:
+  """The drafter for a target that samples as `target_sampling` says."""
+  if not isinstance(gamma, int) or gamma < 1:
+    raise ValueError(f'gamma is {gamma}; it must be an integer of at least 1')
+  if draft_sampling not in DRAFT_SAMPLING:
+    raise ValueError(f'draft_sampling is {draft_sampling!r}; it must be one of '
+                     f'{", ".join(DRAFT_SAMPLING)}')
+  greedy = draft_sampling == 'greedy'
+  return lm.LMDrafter(
+      module=model.module.unstacked(), gamma=gamma,
+      sampling=sampling_lib.Sampling(temperature=0.0) if greedy else target_sampling)
+
+
+def check_same_vocabulary(target: base.Model, drafter: base.Model) -> None:
+  """Raises unless both models read and write the same token ids."""
+  sizes = target.config.vocab_size, drafter.config.vocab_size
+  if sizes[0] != sizes[1]:
+    raise ValueError(f'target has a vocabulary of {sizes[0]} tokens and draft one of {sizes[1]}; '
+                     'speculative decoding needs the same one')
+  digests = [getattr(model.vocabulary, 'digest', None) for model in (target, drafter)]
+  if None not in digests and digests[0] != digests[1]:
+    raise ValueError(f'target and draft have different vocabularies (digests {digests[0][:12]} '
+                     f'and {digests[1][:12]}); speculative decoding needs the same one')
+
+
+def pad_prompts(target: base.Model, prompts: Sequence[Any], max_new_tokens: int,
+                prompt_width: int | None = None
+                ) -> tuple[Int[np.ndarray, 'b t'], Int[np.ndarray, 'b']]:
+  """Encodes, checks and right-pads prompts; returns them with their lengths."""
+  if max_new_tokens < 1:
+    raise ValueError(f'max_new_tokens is {max_new_tokens}; it must be at least 1')
+  if isinstance(prompts, str):
+    raise ValueError('prompts is one string; it must be a list of prompts')
+  rows = [_encode(target, prompt, index) for index, prompt in enumerate(prompts)]
+  if not rows:
+    raise ValueError('prompts is empty; give at least one prompt')
+  longest = max(len(row) for row in rows)
+  if prompt_width is None:
+    prompt_width = max(SMALLEST_WIDTH, 1 << (longest - 1).bit_length())
+  elif longest > prompt_width:
+    index = max(range(len(rows)), key=lambda index: len(rows[index]))
+    raise ValueError(f'prompt {index} has {longest} tokens, more than the prompt buffer of '
+                     f'{prompt_width}; shorten it or raise prompt_width')
+  limit = getattr(target.config, 'max_positions', 0)
+  if limit and longest + max_new_tokens > limit:
+    raise ValueError(f'a prompt of {longest} tokens and {max_new_tokens} new ones exceed the '
+                     f"target's {limit} learnt positions")
+  prompts_bt = np.full((len(rows), prompt_width), structs.PAD_ID, np.int32)
+  for index, row in enumerate(rows):
+    prompts_bt[index, :len(row)] = row
+  return prompts_bt, np.array([len(row) for row in rows], np.int32)
+
+
+def _encode(target: base.Model, prompt: Any, index: int) -> list[int]:
+  if isinstance(prompt, str):
+    if target.vocabulary is None:
+      raise ValueError(f'prompt {index} is text, but the target has no vocabulary; give token ids')
+    prompt = target.vocabulary.encode(prompt)
+  ids = [int(token) for token in prompt]
+  if not ids:
+    raise ValueError(f'prompt {index} is empty; a prompt needs at least one token')
+  for token in ids:
+    if not 0 <= token < target.config.vocab_size:
+      raise ValueError(f'prompt {index} holds token id {token}, outside the vocabulary of '
+                       f'{target.config.vocab_size} tokens (0 to {target.config.vocab_size - 1})')
+  return ids

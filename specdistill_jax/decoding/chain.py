@@ -1,0 +1,80 @@
+"""Speculative decoding with a chain of drafted tokens.
+
+A cycle: the drafter proposes gamma tokens, one target call scores root and proposal, a rule
+keeps a prefix and adds one token, caches go back to what was kept. Rows advance by their own
+1 to gamma + 1 tokens. Knows a target only as a `TargetFn`, a drafter only as a `structs.Drafter`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from specdistill_jax import structs
+from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.decoding import state as state_lib
+
+
+def prefill(target_fn: structs.TargetFn, cache, drafter: structs.Drafter, prompts_bt: jax.Array,
+            prompt_lengths_b: jax.Array, key: jax.Array, *,
+            max_new_tokens: int) -> structs.DecodeState:
+  """Reads the prompts into both models.
+
+  `cache` needs `state.num_slots(t, max_new_tokens, drafter.gamma)` slots.
+  """
+  slots = state_lib.num_slots(prompts_bt.shape[1], max_new_tokens, drafter.gamma)
+  output = state_lib.prefill_cache(target_fn, cache, prompts_bt, prompt_lengths_b, slots)
+  state = state_lib.init(prompts_bt, prompt_lengths_b, key, output.cache,
+                         max_new_tokens=max_new_tokens, gamma=drafter.gamma)
+  return state.replace(
+      drafter_state=drafter.prefill(prompts_bt, prompt_lengths_b, output, slots))
+
+
+def verify(target_fn: structs.TargetFn, state: structs.DecodeState, proposal: structs.Proposal,
+           rule: structs.Rule, key_b: jax.Array, sampling: sampling_lib.Sampling
+           ) -> tuple[structs.Verdict, structs.TargetOutput]:
+  """One target call on root and proposal, judged by the rule."""
+  block_bt = jnp.concatenate(
+      [state_lib.last_tokens(state)[:, None], proposal.tokens_bg], axis=1)
+  positions_bt, mask_bts = state_lib.block_positions(
+      state.lengths_b - 1, block_bt.shape[1], state.tokens_bs.shape[1])
+  output = target_fn(block_bt, positions_bt, mask_bts, state.target_cache)
+  log_probs_btv = sampling_lib.warp(output.logits_btv, sampling)
+  return rule(log_probs_btv, proposal, key_b), output
+
+
+def commit(state: structs.DecodeState, proposal: structs.Proposal, verdict: structs.Verdict,
+           eos_id: int) -> structs.DecodeState:
+  """Appends what the verdict kept and the next token; brings the counts up to date."""
+  num_drafted = proposal.tokens_bg.shape[1]
+  index_g = jnp.arange(num_drafted)[None]
+  padded_bt = jnp.pad(proposal.tokens_bg, ((0, 0), (0, 1)))
+  is_next_bt = jnp.arange(num_drafted + 1)[None] == verdict.num_accepted_b[:, None]
+  block_bt = jnp.where(is_next_bt, verdict.next_token_b[:, None], padded_bt)
+  state, count_b = state_lib.append(state, block_bt, verdict.num_accepted_b + 1, eos_id)
+  # What lies behind the row's end or budget was neither reached nor accepted.
+  reached_bg = index_g < count_b[:, None]
+  accepted_bg = reached_bg & (index_g < verdict.num_accepted_b[:, None])
+  stats = state.stats.replace(
+      reached_bg=state.stats.reached_bg + reached_bg.astype(jnp.int32),
+      accepted_bg=state.stats.accepted_bg + accepted_bg.astype(jnp.int32))
+  return state.replace(stats=stats)
+
+
+def step(target_fn: structs.TargetFn, drafter: structs.Drafter, state: structs.DecodeState, *,
+         rule: structs.Rule, sampling: sampling_lib.Sampling, eos_id: int) -> structs.DecodeState:
+  """One cycle: propose, verify, commit."""
+  next_key_b, propose_key_b, verify_key_b = sampling_lib.split_rows(state.key_b, 3)
+  proposal = drafter.propose(state, propose_key_b)
+  verdict, output = verify(target_fn, state, proposal, rule, verify_key_b, sampling)
+  state = commit(state, proposal, verdict, eos_id)
+  return state.replace(
+      key_b=next_key_b, target_cache=output.cache.rollback(state.lengths_b - 1),
+      drafter_state=drafter.commit(state, proposal, verdict, output))
+
+
+def decode(target_fn: structs.TargetFn, drafter: structs.Drafter, state: structs.DecodeState, *,
+           rule: structs.Rule, sampling: sampling_lib.Sampling,
+           eos_id: int = structs.EOS_ID) -> structs.DecodeState:
+  """Runs until every row is done: one `lax.while_loop`, no host round trip."""
+  body = lambda state: step(target_fn, drafter, state, rule=rule, sampling=sampling,
+                            eos_id=eos_id)
+  return jax.lax.while_loop(lambda state: ~state.done_b.all(), body, state)

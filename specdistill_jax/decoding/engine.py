@@ -1,0 +1,56 @@
+"""The jitted entry points: prefill and decode, apart, so that each can be timed alone.
+
+A `module` is any pytree that is a `structs.TargetFn` and has `init_cache(batch, num_slots)`.
+States are donated: a decode call overwrites the buffers that prefill made.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from specdistill_jax import structs
+from specdistill_jax.decoding import autoregressive
+from specdistill_jax.decoding import chain
+from specdistill_jax.decoding import state as state_lib
+
+
+@functools.partial(jax.jit, static_argnames=('max_new_tokens',))
+def prefill_autoregressive(module, prompts_bt: jax.Array, prompt_lengths_b: jax.Array,
+                           key: jax.Array, *, max_new_tokens: int) -> structs.DecodeState:
+  b, t = prompts_bt.shape
+  cache = module.init_cache(b, state_lib.num_slots(t, max_new_tokens, 0))
+  return autoregressive.prefill(module, cache, prompts_bt, prompt_lengths_b, key,
+                                max_new_tokens=max_new_tokens)
+
+
+@functools.partial(jax.jit, static_argnames=('sampling', 'eos_id'), donate_argnames=('state',))
+def decode_autoregressive(module, state: structs.DecodeState, *, sampling,
+                          eos_id: int = structs.EOS_ID) -> structs.DecodeState:
+  return autoregressive.decode(module, state, sampling=sampling, eos_id=eos_id)
+
+
+@functools.partial(jax.jit, static_argnames=('max_new_tokens',))
+def prefill_speculative(module, drafter: structs.Drafter, prompts_bt: jax.Array,
+                        prompt_lengths_b: jax.Array, key: jax.Array, *,
+                        max_new_tokens: int) -> structs.DecodeState:
+  b, t = prompts_bt.shape
+  cache = module.init_cache(b, state_lib.num_slots(t, max_new_tokens, drafter.gamma))
+  return chain.prefill(module, cache, drafter, prompts_bt, prompt_lengths_b, key,
+                       max_new_tokens=max_new_tokens)
+
+
+@functools.partial(jax.jit, static_argnames=('rule', 'sampling', 'eos_id'),
+                   donate_argnames=('state',))
+def decode_speculative(module, drafter: structs.Drafter, state: structs.DecodeState, *, rule,
+                       sampling, eos_id: int = structs.EOS_ID) -> structs.DecodeState:
+  return chain.decode(module, drafter, state, rule=rule, sampling=sampling, eos_id=eos_id)
+
+
+@functools.partial(jax.jit, static_argnames=('max_new_tokens',))
+def generation(state: structs.DecodeState, prompt_lengths_b: jax.Array, *,
+               max_new_tokens: int) -> structs.Generation:
+  """The new tokens of a finished state, padded to `max_new_tokens`."""
+  index_bs = prompt_lengths_b[:, None] + jnp.arange(max_new_tokens)[None]
+  tokens = jnp.take_along_axis(state.tokens_bs, index_bs, axis=1)
+  return structs.Generation(tokens=tokens, lengths=state.stats.emitted_b, stats=state.stats)

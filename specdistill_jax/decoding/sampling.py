@@ -1,0 +1,98 @@
+"""Warping of logits (temperature, top-k, top-p) and per-row categorical draws.
+
+Target and drafter go through the same `warp`, so acceptance compares the two laws that are
+really sampled from ("standardised sampling", Leviathan et al. 2023, arXiv 2211.17192).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How a next-token law is made of logits. Hashable: a static argument of jitted loops.
+
+  Attributes:
+    temperature: 0 is greedy (one-hot at the lowest-numbered argmax).
+    top_k: keep the k most probable tokens, ties at the k-th place included; None keeps all.
+    top_p: keep the smallest set of most probable tokens whose mass reaches top_p (after
+      top-k), ties included; None keeps all.
+  """
+  temperature: float = 1.0
+  top_k: int | None = None
+  top_p: float | None = None
+
+  def __post_init__(self):
+    if not 0.0 <= self.temperature < float('inf'):
+      raise ValueError(f'temperature is {self.temperature}; it must be 0 (greedy) or positive')
+    if self.top_k is not None and self.top_k < 1:
+      raise ValueError(f'top_k is {self.top_k}; it must be at least 1, or None to keep all')
+    if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+      raise ValueError(f'top_p is {self.top_p}; it must lie in (0, 1], or be None to keep all')
+
+  @property
+  def is_greedy(self) -> bool:
+    return self.temperature == 0.0
+
+
+def one_hot_log_probs(token: jax.Array, num_tokens: int) -> jax.Array:
+  """log of the point mass at `token`: `[...] -> [..., v]`, 0 there and -inf elsewhere."""
+  return jnp.where(jnp.arange(num_tokens) == token[..., None], 0.0, -jnp.inf)
+
+
+def _keep_top_k(logits: jax.Array, k: int) -> jax.Array:
+  if k >= logits.shape[-1]:
+    return logits
+  kth = jax.lax.top_k(logits, k)[0][..., -1:]
+  return jnp.where(logits >= kth, logits, -jnp.inf)
+
+
+def _keep_top_p(logits: jax.Array, mass: float) -> jax.Array:
+  descending = -jnp.sort(-logits, axis=-1)
+  probs = jax.nn.softmax(descending, axis=-1)
+  # A token stays if the mass before it is still short of `mass`; the first always stays.
+  kept = jnp.cumsum(probs, axis=-1) - probs < mass
+  threshold = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
+  return jnp.where(logits >= threshold, logits, -jnp.inf)
+
+
+def warp(logits: jax.Array, sampling: Sampling) -> jax.Array:
+  """`[..., v]` logits to the log-probabilities that are sampled from, float32.
+
+  Order as in Hugging Face and vLLM: temperature, top-k, top-p, renormalise.
+  """
+  logits = logits.astype(jnp.float32)
+  if sampling.is_greedy:
+    return one_hot_log_probs(jnp.argmax(logits, axis=-1), logits.shape[-1])
+  logits = logits / sampling.temperature
+  if sampling.top_k is not None:
+    logits = _keep_top_k(logits, sampling.top_k)
+  if sampling.top_p is not None and sampling.top_p < 1.0:
+    logits = _keep_top_p(logits, sampling.top_p)
+  return jax.nn.log_softmax(logits, axis=-1)
+
+
+def row_keys(key: jax.Array, num_rows: int) -> jax.Array:
+  """One key a row: `key` folded with the row's index, or `key` itself if it has a row axis.
+
+  A row's draws so depend on its index alone, not on its neighbours or their number.
+  """
+  if key.ndim == 0:
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num_rows))
+  if key.shape != (num_rows,):
+    raise ValueError(f'key has shape {key.shape}; it must be one key, or one for each of the '
+                     f'{num_rows} rows')
+  return key
+
+
+def split_rows(key_b: jax.Array, num: int) -> jax.Array:
+  """`[b]` keys to `[num, b]` keys."""
+  return jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, num))(key_b), 0, 1)
+
+
+def categorical(key_b: jax.Array, log_probs_bv: jax.Array) -> jax.Array:
+  """One draw a row from normalised or unnormalised log-probabilities: int32 `[b]`."""
+  draw = lambda key, log_probs_v: jax.random.categorical(key, log_probs_v)
+  return jax.vmap(draw)(key_b, log_probs_bv).astype(jnp.int32)

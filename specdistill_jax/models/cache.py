@@ -1,0 +1,59 @@
+"""A key/value cache in which each row advances by its own number of tokens, and goes back.
+
+After verification every row of a batch has accepted a different number of tokens, so rows
+live at different lengths. The cache keeps one length a row:
+
+  write     puts `t` new entries at each row's own offset, and advances by t;
+  rollback  is a smaller length: entries past it are stale, never read (masks see only slots
+            below a query's own position) and overwritten by the next write;
+  slots     past the buffer's end are never reached: whoever sizes the buffer leaves room for
+            the longest write (`write` would otherwise be clamped onto live entries).
+
+Layers hold separate arrays (a tuple, not a stack): a stacked cache is copied at each step of a
+decode loop. The slot axis is next to the head width, the layout in which attention reads it.
+"""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+
+@struct.dataclass
+class KVCache:
+  """Keys and values of every layer, with a length for every row.
+
+  Attributes:
+    keys_bksh: one array a layer.
+    values_bksh: one array a layer.
+    length_b: int32, live slots of each row.
+  """
+  keys_bksh: tuple[jax.Array, ...]
+  values_bksh: tuple[jax.Array, ...]
+  length_b: jax.Array
+
+  @property
+  def num_slots(self) -> int:
+    return self.keys_bksh[0].shape[2]
+
+  def rollback(self, length_b: jax.Array) -> 'KVCache':
+    """The same cache with its rows cut to `length_b`, which must not exceed the present one."""
+    return self.replace(length_b=length_b.astype(jnp.int32))
+
+
+def init_cache(num_layers: int, batch: int, num_slots: int, num_kv_heads: int,
+               head_dim: int, dtype: jnp.dtype) -> KVCache:
+  """An empty cache; `num_slots` must cover the longest row plus the longest write."""
+  shape = (batch, num_kv_heads, num_slots, head_dim)
+  zeros = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(num_layers))
+  return KVCache(keys_bksh=zeros(), values_bksh=zeros(),
+                 length_b=jnp.zeros((batch,), jnp.int32))
+
+
+def write_rows(buffer_bksh: jax.Array, new_btkh: jax.Array, offset_b: jax.Array) -> jax.Array:
+  """Writes `t` entries into every row at that row's own offset."""
+  new_bkth = jnp.swapaxes(new_btkh, 1, 2).astype(buffer_bksh.dtype)
+  if buffer_bksh.shape[0] == 1:  # a plain slice update; the batched one lowers to a scatter
+    return jax.lax.dynamic_update_slice(buffer_bksh, new_bkth, (0, 0, offset_b[0], 0))
+  write_one = lambda buffer_ksh, new_kth, offset: jax.lax.dynamic_update_slice(
+      buffer_ksh, new_kth, (0, offset, 0))
+  return jax.vmap(write_one)(buffer_bksh, new_bkth, offset_b)

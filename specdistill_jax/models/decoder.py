@@ -1,0 +1,298 @@
+"""One decoder-only transformer for the GPT, Llama, Qwen and Gemma families, by config fields.
+
+Layers are stacked and scanned in training (one compilation, whatever the depth) and unrolled in
+decode loops: `Decoder.unstacked` splits the stack once, outside the loop.
+"""
+
+import copy
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from specdistill_jax import structs
+from specdistill_jax.models import cache as cache_lib
+from specdistill_jax.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """Shape and family of a decoder. Widths are numbers of floats.
+
+  Llama is the default; Qwen3 adds `qk_norm`, Qwen2 `attention_bias`, Gemma `norm_offset`,
+  `embedding_scale`, soft-caps and post-norms, GPT-2 learnt positions, LayerNorm and biases.
+
+  Attributes:
+    num_kv_heads: key/value heads; must divide num_heads.
+    position: 'rope' or 'learned' (then max_positions rows).
+    embedding_scale: factor on embeddings (Gemma: sqrt(width)).
+    query_scale: factor on attention scores; None means head_dim ** -0.5.
+    sliding_window: slots that a local layer sees, its own included; None: all layers global.
+    global_every: with a window, every global_every-th layer is global (0: none).
+    dtype: of activations and matrix products; parameters are float32 masters.
+  """
+  vocab_size: int
+  num_layers: int
+  width: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  mlp_width: int
+  norm: str = 'rms'
+  norm_eps: float = 1e-6
+  norm_offset: float = 0.0
+  post_norms: bool = False
+  activation: str = 'silu'
+  gated_mlp: bool = True
+  attention_bias: bool = False
+  output_bias: bool = False
+  mlp_bias: bool = False
+  qk_norm: bool = False
+  position: str = 'rope'
+  rope_theta: float = 10_000.0
+  max_positions: int = 0
+  tie_embeddings: bool = True
+  embedding_scale: float = 1.0
+  query_scale: float | None = None
+  attention_softcap: float | None = None
+  logit_softcap: float | None = None
+  sliding_window: int | None = None
+  global_every: int = 0
+  dropout: float = 0.0
+  dtype: str = 'bfloat16'
+
+  def __post_init__(self):
+    for name in ('vocab_size', 'num_layers', 'width', 'num_heads', 'num_kv_heads', 'head_dim',
+                 'mlp_width'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'decoder: {name} is {getattr(self, name)}; it must be at least 1')
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(f'decoder: num_heads {self.num_heads} is not a multiple of num_kv_heads '
+                       f'{self.num_kv_heads}')
+    if self.position == 'rope' and self.head_dim % 2:
+      raise ValueError(f'decoder: head_dim {self.head_dim} must be even for rotary positions')
+    if self.position == 'learned' and self.max_positions < 1:
+      raise ValueError('decoder: learned positions need max_positions of at least 1')
+    for name, legal in (('norm', ('rms', 'layer')), ('position', ('rope', 'learned')),
+                        ('activation', tuple(layers.ACTIVATIONS)),
+                        ('dtype', ('float32', 'bfloat16'))):
+      if getattr(self, name) not in legal:
+        raise ValueError(
+            f'decoder: {name} is {getattr(self, name)!r}; it must be one of {", ".join(legal)}')
+    if not 0.0 <= self.dropout < 1.0:
+      raise ValueError(f'decoder: dropout is {self.dropout}; it must lie in [0, 1)')
+
+
+class Attention(nnx.Module):
+  """Self-attention with rotary positions and an optional norm on queries and keys (Qwen3)."""
+
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    c = config
+    d, n, k, h = c.width, c.num_heads, c.num_kv_heads, c.head_dim
+    self.config = c
+    self.query_dnh = layers.normal(rngs.params(), (d, n, h), d)
+    self.key_dkh = layers.normal(rngs.params(), (d, k, h), d)
+    self.value_dkh = layers.normal(rngs.params(), (d, k, h), d)
+    self.output_nhd = layers.normal(rngs.params(), (n, h, d), n * h)
+    zeros = lambda shape, used: nnx.Param(jnp.zeros(shape, jnp.float32)) if used else None
+    self.query_bias_nh = zeros((n, h), c.attention_bias)
+    self.key_bias_kh = zeros((k, h), c.attention_bias)
+    self.value_bias_kh = zeros((k, h), c.attention_bias)
+    self.output_bias_d = zeros((d,), c.output_bias)
+    norm = lambda: layers.Norm(h, kind='rms', eps=c.norm_eps, offset=c.norm_offset)
+    self.query_norm = norm() if c.qk_norm else None
+    self.key_norm = norm() if c.qk_norm else None
+
+  def _project(self, x_btd, weight, bias, norm):
+    y = jnp.einsum('btd,dnh->btnh', x_btd, weight[...].astype(x_btd.dtype))
+    if bias is not None:
+      y = y + bias[...].astype(y.dtype)
+    return y if norm is None else norm(y)
+
+  def __call__(self, x_btd, positions_bt, mask_bts, buffers, offset_b):
+    """`buffers` are this layer's cache arrays, or None; returns the output and new buffers."""
+    c = self.config
+    query = self._project(x_btd, self.query_dnh, self.query_bias_nh, self.query_norm)
+    key = self._project(x_btd, self.key_dkh, self.key_bias_kh, self.key_norm)
+    value = self._project(x_btd, self.value_dkh, self.value_bias_kh, None)
+    if c.position == 'rope':
+      query = layers.rope(query, positions_bt, c.rope_theta)
+      key = layers.rope(key, positions_bt, c.rope_theta)
+    if buffers is None:
+      keys, values = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+    else:
+      keys = cache_lib.write_rows(buffers[0], key, offset_b)
+      values = cache_lib.write_rows(buffers[1], value, offset_b)
+      buffers = (keys, values)
+    scale = c.head_dim ** -0.5 if c.query_scale is None else c.query_scale
+    out = layers.attend(query, keys.astype(query.dtype), values.astype(query.dtype), mask_bts,
+                        scale=scale, cap=c.attention_softcap)
+    out = jnp.einsum('btnh,nhd->btd', out, self.output_nhd[...].astype(out.dtype))
+    if self.output_bias_d is not None:
+      out = out + self.output_bias_d[...].astype(out.dtype)
+    return out, buffers
+
+
+class MLP(nnx.Module):
+  """Two- or three-matrix MLP; gated (Shazeer 2020) when the config says so."""
+
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    d, f = config.width, config.mlp_width
+    self.config = config
+    self.up_df = layers.normal(rngs.params(), (d, f), d)
+    self.gate_df = layers.normal(rngs.params(), (d, f), d) if config.gated_mlp else None
+    self.down_fd = layers.normal(rngs.params(), (f, d), f)
+    self.up_bias_f = nnx.Param(jnp.zeros((f,), jnp.float32)) if config.mlp_bias else None
+    self.down_bias_d = nnx.Param(jnp.zeros((d,), jnp.float32)) if config.mlp_bias else None
+
+  def __call__(self, x_btd):
+    dtype = x_btd.dtype
+    act = layers.ACTIVATIONS[self.config.activation]
+    up = x_btd @ self.up_df[...].astype(dtype)
+    if self.up_bias_f is not None:
+      up = up + self.up_bias_f[...].astype(dtype)
+    if self.gate_df is None:
+      hidden = act(up)
+    else:
+      hidden = act(x_btd @ self.gate_df[...].astype(dtype)) * up
+    out = hidden @ self.down_fd[...].astype(dtype)
+    return out if self.down_bias_d is None else out + self.down_bias_d[...].astype(dtype)
+
+
+class Block(nnx.Module):
+  """One layer: attention and MLP, each behind a norm, optionally with a norm after it."""
+
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    norm = lambda: layers.Norm(config.width, kind=config.norm, eps=config.norm_eps,
+                               offset=config.norm_offset)
+    self.config = config
+    self.attention_norm = norm()
+    self.attention = Attention(config, rngs=rngs)
+    self.mlp_norm = norm()
+    self.mlp = MLP(config, rngs=rngs)
+    self.post_attention_norm = norm() if config.post_norms else None
+    self.post_mlp_norm = norm() if config.post_norms else None
+
+  def __call__(self, x_btd, positions_bt, mask_bts, buffers=None, offset_b=None,
+               dropout_key=None):
+    keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+    rate = self.config.dropout
+    out, buffers = self.attention(
+        self.attention_norm(x_btd), positions_bt, mask_bts, buffers, offset_b)
+    if self.post_attention_norm is not None:
+      out = self.post_attention_norm(out)
+    x_btd = x_btd + layers.dropout(out, rate, keys[0])
+    out = self.mlp(self.mlp_norm(x_btd))
+    if self.post_mlp_norm is not None:
+      out = self.post_mlp_norm(out)
+    return x_btd + layers.dropout(out, rate, keys[1]), buffers
+
+
+class Decoder(nnx.Module):
+  """The transformer; an instance is a `structs.TargetFn`, and a pytree of its parameters."""
+
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    c = config
+    self.config = c
+    # Width^-1/2, so that a tied head starts with logits of unit scale.
+    self.embedding_vd = layers.normal(rngs.params(), (c.vocab_size, c.width), c.width)
+    self.positions_sd = (layers.normal(rngs.params(), (c.max_positions, c.width), c.width)
+                         if c.position == 'learned' else None)
+    keys = jax.random.split(rngs.params(), c.num_layers)
+    self.layers = jax.vmap(lambda key: Block(c, rngs=nnx.Rngs(params=key)))(keys)
+    self.final_norm = layers.Norm(c.width, kind=c.norm, eps=c.norm_eps, offset=c.norm_offset)
+    self.head_dv = (None if c.tie_embeddings
+                    else layers.normal(rngs.params(), (c.width, c.vocab_size), c.width))
+
+  def __call__(self, tokens_bt, positions_bt, mask_bts, cache=None, *,
+               dropout_key=None) -> structs.TargetOutput:
+    """See `structs.TargetFn`; `dropout_key` turns dropout on (training only)."""
+    x_btd = self.embed(tokens_bt, positions_bt)
+    if isinstance(self.layers, Block):
+      if cache is not None:
+        raise ValueError('a cache needs unrolled layers: call Decoder.unstacked() first')
+      x_btd = self._scanned(x_btd, positions_bt, mask_bts, dropout_key)
+    else:
+      x_btd, cache = self._unrolled(x_btd, positions_bt, mask_bts, cache)
+    final_btd = self.final_norm(x_btd)
+    return structs.TargetOutput(
+        logits_btv=self.logits(final_btd), features={'final_btd': final_btd}, cache=cache)
+
+  def causal(self, tokens_bt, *, dropout_key=None) -> structs.TargetOutput:
+    """Full causal forward of right-padded rows; padding never reaches earlier positions."""
+    b, t = tokens_bt.shape
+    positions_bt = jnp.broadcast_to(jnp.arange(t), (b, t))
+    mask_bts = positions_bt[:, :, None] >= jnp.arange(t)[None, None, :]
+    return self(tokens_bt, positions_bt, mask_bts, dropout_key=dropout_key)
+
+  def embed(self, tokens_bt, positions_bt):
+    dtype = jnp.dtype(self.config.dtype)
+    x_btd = self.embedding_vd[...][tokens_bt].astype(dtype)
+    x_btd = x_btd * jnp.asarray(self.config.embedding_scale, dtype)
+    if self.positions_sd is not None:
+      x_btd = x_btd + self.positions_sd[...][positions_bt].astype(dtype)
+    return x_btd
+
+  def logits(self, final_btd):
+    """Next-token logits in float32 from the features that the final norm put out."""
+    if self.head_dv is None:
+      logits = jnp.einsum('btd,vd->btv', final_btd,
+                          self.embedding_vd[...].astype(final_btd.dtype),
+                          preferred_element_type=jnp.float32)
+    else:
+      logits = jnp.einsum('btd,dv->btv', final_btd, self.head_dv[...].astype(final_btd.dtype),
+                          preferred_element_type=jnp.float32)
+    return layers.soft_cap(logits, self.config.logit_softcap)
+
+  def _layer_mask(self, index, positions_bt, mask_bts):
+    """The mask of layer `index`: local layers see a window that ends at the query."""
+    c = self.config
+    if c.sliding_window is None:
+      return mask_bts
+    is_global = (index + 1) % c.global_every == 0 if c.global_every else False
+    distance_bts = positions_bt[:, :, None] - jnp.arange(mask_bts.shape[-1])[None, None, :]
+    return mask_bts & ((distance_bts < c.sliding_window) | is_global)
+
+  def _scanned(self, x_btd, positions_bt, mask_bts, dropout_key):
+    def body(x_btd, scanned):
+      index, block, key = scanned
+      mask = self._layer_mask(index, positions_bt, mask_bts)
+      return block(x_btd, positions_bt, mask, dropout_key=key)[0], None
+
+    count = self.config.num_layers
+    keys = None if dropout_key is None else jax.random.split(dropout_key, count)
+    return jax.lax.scan(body, x_btd, (jnp.arange(count), self.layers, keys))[0]
+
+  def _unrolled(self, x_btd, positions_bt, mask_bts, cache):
+    buffers = []
+    for index, block in enumerate(self.layers):
+      mask = self._layer_mask(index, positions_bt, mask_bts)
+      held = None if cache is None else (cache.keys_bksh[index], cache.values_bksh[index])
+      offset_b = None if cache is None else cache.length_b
+      x_btd, held = block(x_btd, positions_bt, mask, held, offset_b)
+      buffers.append(held)
+    if cache is not None:
+      keys, values = zip(*buffers)
+      cache = cache.replace(keys_bksh=keys, values_bksh=values,
+                            length_b=cache.length_b + positions_bt.shape[1])
+    return x_btd, cache
+
+  def init_cache(self, batch: int, num_slots: int) -> cache_lib.KVCache:
+    c = self.config
+    return cache_lib.init_cache(c.num_layers, batch, num_slots, c.num_kv_heads, c.head_dim,
+                                jnp.dtype(c.dtype))
+
+  def unstacked(self) -> 'Decoder':
+    """The same decoder with one module a layer; itself when it is unrolled already."""
+    if not isinstance(self.layers, Block):
+      return self
+    take = lambda index: jax.tree.map(lambda x: x[index], self.layers)
+    unrolled = copy.copy(self)
+    unrolled.layers = nnx.List([take(index) for index in range(self.config.num_layers)])
+    return unrolled
+
+
+def init(config: DecoderConfig, key: jax.Array) -> Decoder:
+  """A freshly initialised decoder; trace it under `sharding.sharded_init` to lay it out."""
+  return Decoder(config, rngs=nnx.Rngs(params=key))
