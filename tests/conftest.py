@@ -1,6 +1,14 @@
-"""Tests run on the CPU, with eight host devices, and with jaxtyping's shapes checked."""
+"""Tests run on the CPU, with eight host devices, and with public shapes checked."""
 
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+
+import beartype  # noqa: E402  (the flags above must be set before jax is imported)
+import jaxtyping  # noqa: E402
+
+# An int is a float to the type checker, as it is to Python's own (PEP 484).
+typechecker = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+jaxtyping.install_import_hook(
+    ['specdistill_jax.api', 'specdistill_jax.losses'], 'conftest.typechecker')

@@ -1,0 +1,125 @@
+"""Models without a network: next-token laws given by a table, exact in every digit.
+
+A `TableModel` looks two tokens back, so a slip in cache, rollback or position changes its law.
+"""
+
+import itertools
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specdistill_jax import structs
+
+
+@struct.dataclass
+class TableCache:
+  """Remembers fed tokens where a network would keep keys and values."""
+  tokens_bs: jax.Array
+  length_b: jax.Array
+
+  def rollback(self, length_b):
+    return self.replace(length_b=length_b)
+
+
+@struct.dataclass
+class TableModel:
+  """`logits_vvv[first, second]` are the logits after the tokens first, second."""
+  logits_vvv: jax.Array
+
+  def init_cache(self, batch, num_slots):
+    # A token that no prompt holds: reading a slot that was never written shows.
+    return TableCache(jnp.zeros((batch, num_slots), jnp.int32), jnp.zeros((batch,), jnp.int32))
+
+  def __call__(self, tokens_bt, positions_bt, mask_bts, cache):
+    write = lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,))
+    tokens_bs = jax.vmap(write)(cache.tokens_bs, tokens_bt, cache.length_b)
+    last_bt = jnp.sum(mask_bts, axis=-1) - 1  # the last slot that each query sees
+    look = lambda index_bt: jnp.where(
+        index_bt < 0, 0, jnp.take_along_axis(tokens_bs, jnp.maximum(index_bt, 0), axis=1))
+    logits_btv = self.logits_vvv[look(last_bt - 1), look(last_bt)]
+    return structs.TargetOutput(
+        logits_btv=logits_btv, features={'final_btd': logits_btv},
+        cache=TableCache(tokens_bs, cache.length_b + tokens_bt.shape[1]))
+
+  def logits(self, final_btd):
+    return final_btd
+
+
+def random_table(seed, vocab_size, scale=1.5):
+  shape = (vocab_size, vocab_size, vocab_size)
+  return TableModel(jnp.asarray(scale * np.random.default_rng(seed).normal(size=shape),
+                                jnp.float32))
+
+
+def warped(logits_v, temperature, top_k, top_p):
+  """The law that is sampled from, in float64, one token at a time: an oracle of its own."""
+  logits = [float(x) for x in logits_v]
+  size = len(logits)
+  if temperature == 0:
+    best = max(range(size), key=lambda i: (logits[i], -i))
+    return np.eye(size)[best]
+  order = sorted(range(size), key=lambda i: -logits[i])
+  kept = order[:top_k] if top_k else order
+  weights = {i: np.exp((logits[i] - logits[order[0]]) / temperature) for i in kept}
+  if top_p is not None:
+    total, mass, nucleus = sum(weights.values()), 0.0, []
+    for i in kept:
+      nucleus.append(i)
+      mass += weights[i] / total
+      if mass >= top_p:
+        break
+    weights = {i: weights[i] for i in nucleus}
+  law = np.zeros(size)
+  for i, weight in weights.items():
+    law[i] = weight / sum(weights.values())
+  return law
+
+
+def enumerated_law(model, prompt, depth, **warp):
+  """Probability of each sequence of `depth` new tokens; the end token ends one early."""
+  table = np.asarray(model.logits_vvv, np.float64)
+  law = {}
+
+  def extend(sequence, probability):
+    if len(sequence) - len(prompt) == depth or (
+        len(sequence) > len(prompt) and sequence[-1] == structs.EOS_ID):
+      law[tuple(sequence[len(prompt):])] = probability
+      return
+    before = sequence[-2] if len(sequence) > 1 else 0
+    for token, p in enumerate(warped(table[before, sequence[-1]], **warp)):
+      if p > 0:
+        extend([*sequence, token], probability * p)
+
+  extend(list(prompt), 1.0)
+  assert np.isclose(sum(law.values()), 1.0)
+  return law
+
+
+def chi_square_p_value(law, samples, lengths, depth):
+  """Goodness of fit of sampled sequences; 0 when something impossible was drawn."""
+  from scipy import stats
+  counts = dict.fromkeys(law, 0)
+  rows = [tuple(row[:min(length, depth)]) for row, length in zip(samples, lengths)]
+  unique, inverse = np.unique(np.array([_pad(r, depth) for r in rows]), axis=0,
+                              return_inverse=True)
+  for sequence, count in zip(unique, np.bincount(inverse.reshape(-1))):
+    sequence = tuple(int(t) for t in sequence if t >= 0)
+    if sequence not in counts:
+      return 0.0
+    counts[sequence] = int(count)
+  expected = np.array([law[s] for s in law]) * len(rows)
+  observed = np.array([counts[s] for s in law])
+  rare = expected < 10
+  if rare.any():
+    expected = np.append(expected[~rare], expected[rare].sum())
+    observed = np.append(observed[~rare], observed[rare].sum())
+  if expected.size == 1:
+    return 1.0
+  statistic = np.sum((observed - expected) ** 2 / np.maximum(expected, 1e-12))
+  return float(stats.chi2.sf(statistic, expected.size - 1))
+
+
+def _pad(sequence, depth):
+  return tuple(itertools.chain(sequence, [-1] * (depth - len(sequence))))

@@ -1,0 +1,172 @@
+"""The decoding loops on real (tiny) decoders: greedy equality, rows, end tokens, bad input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from specdistill_jax import api
+from specdistill_jax import structs
+from specdistill_jax.models import base
+import models
+
+TARGET = models.tiny(0, scale=2.5)
+DRAFT = models.perturbed(TARGET, 0.1)
+NEW = 20
+
+
+def _prompts(count, seed=0, longest=16):
+  rng = np.random.default_rng(seed)
+  return [rng.integers(2, models.VOCAB, size=rng.integers(1, longest + 1)).tolist()
+          for _ in range(count)]
+
+
+def _reference(prompt):
+  """Greedy decoding by full forward passes, no cache, a prompt at a time."""
+  row = list(prompt)
+  forward = jax.jit(lambda module, tokens: jnp.argmax(module.causal(tokens).logits_btv, -1))
+  for _ in range(NEW):
+    padded = np.zeros((1, 40), np.int32)
+    padded[0, :len(row)] = row
+    row.append(int(forward(TARGET.module, padded)[0, len(row) - 1]))
+    if row[-1] == structs.EOS_ID:
+      break
+  return row[len(prompt):]
+
+
+def test_greedy_autoregressive_equals_full_forward_passes():
+  prompts = _prompts(12)
+  out = api.generate(TARGET, prompts, max_new_tokens=NEW, temperature=0, key=jax.random.key(0))
+  for row, prompt in enumerate(prompts):
+    expected = _reference(prompt)
+    assert out.tokens[row, :out.lengths[row]].tolist() == expected
+    assert not np.any(out.tokens[row, out.lengths[row]:])
+
+
+@pytest.mark.parametrize('gamma, batch', [(1, 256), (3, 256), (6, 256), (3, 1), (4, 7)])
+def test_greedy_speculative_equals_greedy_autoregressive(gamma, batch):
+  """Token for token, over ragged prompts and several batch sizes."""
+  prompts = _prompts(256)
+  expected = api.generate(TARGET, prompts, max_new_tokens=NEW, temperature=0,
+                          key=jax.random.key(0))
+  calls = 0
+  for start in range(0, min(256, 8 * batch), batch):
+    part = prompts[start:start + batch]
+    if len(part) < batch:
+      break
+    out = api.speculate(TARGET, DRAFT, part, gamma=gamma, max_new_tokens=NEW, temperature=0,
+                        key=jax.random.key(1), prompt_width=16)
+    np.testing.assert_array_equal(out.tokens, expected.tokens[start:start + batch])
+    np.testing.assert_array_equal(out.lengths, expected.lengths[start:start + batch])
+    calls += int(out.stats.target_calls_b.sum()) - int(out.lengths.sum())
+  assert calls < 0, 'speculation never saved a call: the draft is too weak for this test'
+
+
+@pytest.mark.parametrize('draft_sampling, temperature', [('sampled', 1.0), ('sampled', 0.0),
+                                                         ('greedy', 0.0)])
+def test_a_draft_equal_to_the_target_accepts_everything(draft_sampling, temperature):
+  out = api.speculate(TARGET, TARGET, _prompts(64), gamma=4, max_new_tokens=NEW,
+                      temperature=temperature, draft_sampling=draft_sampling,
+                      key=jax.random.key(0))
+  reached, accepted = out.stats.reached_bg.sum(), out.stats.accepted_bg.sum()
+  assert reached > 300
+  # Incremental draft and blockwise target round differently; a draw can land in between.
+  assert accepted >= reached - (1 if temperature else 0)
+
+
+def test_a_row_depends_neither_on_its_neighbours_nor_on_their_number():
+  prompts = _prompts(6)
+  keys = jax.random.split(jax.random.key(5), 6)
+  settings = dict(gamma=3, max_new_tokens=NEW, prompt_width=16)
+  together = api.speculate(TARGET, DRAFT, prompts, key=keys, **settings)
+  order = np.array([4, 0, 5, 2, 1, 3])
+  shuffled = api.speculate(TARGET, DRAFT, [prompts[i] for i in order], key=keys[order],
+                           **settings)
+  np.testing.assert_array_equal(shuffled.tokens, together.tokens[order])
+  np.testing.assert_array_equal(shuffled.stats.accepted_bg, together.stats.accepted_bg[order])
+  for row in (0, 3):
+    alone = api.speculate(TARGET, DRAFT, prompts[row:row + 1], key=keys[row:row + 1], **settings)
+    np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
+  single_key = api.speculate(TARGET, DRAFT, prompts, key=jax.random.key(5), **settings)
+  prefix = api.speculate(TARGET, DRAFT, prompts[:2], key=jax.random.key(5), **settings)
+  np.testing.assert_array_equal(prefix.tokens, single_key.tokens[:2])
+
+
+def test_rows_stop_at_their_end_token_and_counts_add_up():
+  prompts = _prompts(64)
+  out = api.speculate(TARGET, DRAFT, prompts, gamma=3, max_new_tokens=NEW,
+                      key=jax.random.key(2))
+  stats = jax.tree.map(np.asarray, out.stats)
+  for row in range(64):
+    new = out.tokens[row, :out.lengths[row]].tolist()
+    assert structs.EOS_ID not in new[:-1]
+    assert new[-1] == structs.EOS_ID or len(new) == NEW
+    assert not np.any(out.tokens[row, out.lengths[row]:])
+  # A call emits what it accepted plus one token, unless end or budget cut the block.
+  emitted, calls, accepted = (stats.emitted_b, stats.target_calls_b, stats.accepted_bg.sum(1))
+  assert np.all(emitted <= accepted + calls) and np.all(emitted >= accepted + calls - 1)
+  assert np.all(stats.accepted_bg <= stats.reached_bg)
+  assert np.all(stats.reached_bg[:, 1:] <= stats.accepted_bg[:, :-1])
+  assert 1.0 <= emitted.sum() / calls.sum() <= 4.0
+
+
+def test_a_draft_of_another_depth_and_family_works():
+  draft = models.tiny(4, num_layers=1, width=8, num_heads=2, num_kv_heads=1, qk_norm=True)
+  prompts = _prompts(8)
+  expected = api.generate(TARGET, prompts, max_new_tokens=NEW, temperature=0,
+                          key=jax.random.key(0))
+  out = api.speculate(TARGET, draft, prompts, gamma=2, max_new_tokens=NEW, temperature=0,
+                      key=jax.random.key(0))
+  np.testing.assert_array_equal(out.tokens, expected.tokens)
+
+
+def test_no_recompilation_for_prompts_of_one_bucket():
+  from specdistill_jax.decoding import engine
+  run = lambda prompts: api.speculate(TARGET, DRAFT, prompts, gamma=5, max_new_tokens=NEW,
+                                      key=jax.random.key(0))
+  run([[3] * 9, [4] * 16])
+  before = engine.decode_speculative._cache_size(), engine.prefill_speculative._cache_size()
+  run([[3] * 2, [4] * 5])
+  assert before == (engine.decode_speculative._cache_size(),
+                    engine.prefill_speculative._cache_size())
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(gamma=0), 'gamma is 0; it must be an integer of at least 1'),
+    (dict(epsilon=0.0), r'epsilon is 0.0; it must lie in \(0, 1\]'),
+    (dict(epsilon=1.5), r'epsilon is 1.5; it must lie in \(0, 1\]'),
+    (dict(epsilon=0.5), "rule 'exact' is lossless and has no leniency"),
+    (dict(rule='exactly'), "rule is 'exactly'; it must be one of exact"),
+    (dict(temperature=-1.0), 'temperature is -1.0; it must be 0'),
+    (dict(top_k=0), 'top_k is 0; it must be at least 1'),
+    (dict(top_p=1.2), r'top_p is 1.2; it must lie in \(0, 1\]'),
+    (dict(draft_sampling='best'), "draft_sampling is 'best'; it must be one of sampled, greedy"),
+    (dict(max_new_tokens=0), 'max_new_tokens is 0; it must be at least 1'),
+    (dict(prompts=[[2], []]), 'prompt 1 is empty'),
+    (dict(prompts=[]), 'prompts is empty'),
+    (dict(prompts=[[2, 19]]), 'prompt 0 holds token id 19, outside the vocabulary of 19 tokens'),
+    (dict(prompts=[[-1]]), 'prompt 0 holds token id -1'),
+    (dict(prompts=['text']), 'prompt 0 is text, but the target has no vocabulary'),
+    (dict(prompts='text'), 'prompts is one string'),
+    (dict(prompts=[[2] * 9], prompt_width=8),
+     'prompt 0 has 9 tokens, more than the prompt buffer of 8'),
+    (dict(drafter=models.tiny(0, vocab_size=20)),
+     'target has a vocabulary of 19 tokens and draft one of 20'),
+    (dict(key=jax.random.split(jax.random.key(0), 3)), r'key has shape \(3,\)'),
+])
+def test_bad_input_ends_with_one_clear_sentence(change, message):
+  settings = dict(target=TARGET, drafter=DRAFT, prompts=[[2, 3]], gamma=2, max_new_tokens=4,
+                  key=jax.random.key(0))
+  with pytest.raises(ValueError, match=message) as caught:
+    api.speculate(**{**settings, **change})
+  assert '\n' not in str(caught.value)
+
+
+def test_vocabularies_of_one_size_but_different_contents_are_refused():
+  class Vocabulary:
+    def __init__(self, digest):
+      self.digest = digest
+  target = base.Model(TARGET.module, TARGET.config, Vocabulary('a' * 64))
+  draft = base.Model(DRAFT.module, DRAFT.config, Vocabulary('b' * 64))
+  with pytest.raises(ValueError, match='different vocabularies'):
+    api.speculate(target, draft, [[2]], gamma=1, max_new_tokens=2, key=jax.random.key(0))
