@@ -1,0 +1,1 @@
+"""Rows of tokens, whatever their source: tasks, vocabulary, shards, quality metrics."""

@@ -1,0 +1,218 @@
+"""Shards of token rows: written once in ArrayRecord, read with Grain, without TensorFlow.
+
+A directory holds, for each split, `<split>-00000.array_record`, ... and `<split>.json`. The
+latter is written last and by a rename: a split without it is not there. Fixed,
+target-generated and stored draft-generated rows differ in their metadata's `source` only.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import itertools
+import json
+import os
+import pathlib
+from typing import Any
+
+from array_record.python import array_record_module
+import grain
+import numpy as np
+
+from specdistill_jax.data import records
+
+SOURCES = ('fixed', 'target', 'draft')
+ROWS_PER_FILE = 1 << 17
+_FORMAT = 1
+
+Row = records.Row
+
+
+def write(directory: str | os.PathLike, split: str, rows: Iterable[Row],
+          metadata: Mapping[str, Any]) -> None:
+  """Writes a split: all of it or, where anything fails or is killed, nothing.
+
+  Args:
+    directory: made if need be.
+    split: `train`, `validation`, ...
+    rows: at least one.
+    metadata: at least vocab_size, vocabulary_digest, max_length and source (fixed | target |
+      draft); what JSON can hold. Added here: num_rows, num_tokens, num_loss_tokens,
+      longest_row, files.
+
+  Raises:
+    ValueError: the split is there already, there is no row, or a row is unfit.
+  """
+  directory = pathlib.Path(directory)
+  _check_metadata(metadata)
+  if exists(directory, split):
+    raise ValueError(f"'{directory}' already holds the split '{split}'; it is not overwritten. "
+                     'Remove it, or write elsewhere.')
+  directory.mkdir(parents=True, exist_ok=True)
+  counts = dict(num_rows=0, num_tokens=0, num_loss_tokens=0, longest_row=0)
+  files, numbered = [], enumerate(rows)
+  for first in numbered:
+    path = directory / f'{split}-{len(files):05d}.array_record'
+    # Grain reads single rows at random, hence groups of one.
+    writer = array_record_module.ArrayRecordWriter(f'{path}.incomplete', 'group_size:1')
+    try:
+      for index, row in itertools.chain([first], itertools.islice(numbered, ROWS_PER_FILE - 1)):
+        records.check(row, split, index, metadata)
+        writer.write(records.pack(row))
+        counts['num_rows'] += 1
+        counts['num_tokens'] += len(row.tokens)
+        counts['num_loss_tokens'] += int(row.loss_mask[1:].sum())
+        counts['longest_row'] = max(counts['longest_row'], len(row.tokens))
+    finally:
+      writer.close()
+    os.replace(f'{path}.incomplete', path)
+    files.append(path.name)
+  if not files:
+    raise ValueError(f"The split '{split}' is empty: there is no row to write in '{directory}'.")
+  _write_json(directory / f'{split}.json',
+              {**metadata, **counts, 'split': split, 'files': files, 'format': _FORMAT})
+
+
+def exists(directory: str | os.PathLike, split: str) -> bool:
+  """Whether the split is there, complete."""
+  return (pathlib.Path(directory) / f'{split}.json').is_file()
+
+
+def read_metadata(directory: str | os.PathLike, split: str) -> dict[str, Any]:
+  """What `write` was told and what it counted. Raises ValueError where there is no split."""
+  path = pathlib.Path(directory) / f'{split}.json'
+  try:
+    metadata = json.loads(path.read_text())
+  except FileNotFoundError as error:
+    raise ValueError(f"There is no split '{split}' in '{directory}'; "
+                     'the prepare stage writes it.') from error
+  except (OSError, ValueError) as error:
+    raise ValueError(f"Cannot read '{path}': {error}.") from error
+  if metadata.get('format') != _FORMAT:
+    raise ValueError(f"'{path}' has format {metadata.get('format')}; this version reads "
+                     f'{_FORMAT}. Prepare the data again in a new workdir.')
+  return metadata
+
+
+class _Rows(Sequence):
+  """Random access to the rows of a split; Grain takes it as a source."""
+
+  def __init__(self, directory: str | os.PathLike, split: str):
+    metadata = read_metadata(directory, split)
+    paths = [str(pathlib.Path(directory) / name) for name in metadata['files']]
+    if missing := [path for path in paths if not os.path.exists(path)]:
+      raise ValueError(f"The shard '{missing[0]}' of the split '{split}' is missing.")
+    self._source = grain.sources.ArrayRecordDataSource(paths)
+    if len(self._source) != metadata['num_rows']:
+      raise ValueError(f"The split '{split}' in '{directory}' has {len(self._source)} rows; "
+                       f"its metadata says {metadata['num_rows']}.")
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Row:
+    if not -len(self) <= index < len(self):
+      raise IndexError(index)
+    return records.unpack(self._source[index % len(self)])
+
+
+def rows(directory: str | os.PathLike, split: str) -> Sequence[Row]:
+  """The rows of a split, read when indexed."""
+  return _Rows(directory, split)
+
+
+def batches(directory: str | os.PathLike, split: str, *, batch_size: int, max_length: int,
+            seed: int, shuffle: bool = True, num_epochs: int | None = None,
+            process_index: int = 0, process_count: int = 1,
+            drop_remainder: bool = True) -> grain.DatasetIterator:
+  """Iterates over `structs.Batch` of numpy arrays, deterministically.
+
+  The batches of all processes together are those of one process, row for row, if not in the
+  same order inside the batch; every process gets as many.
+
+  Args:
+    directory: of the shards.
+    split: to read.
+    batch_size: rows a batch, over all processes; each gets `batch_size // process_count`.
+    max_length: tokens to which rows are padded.
+    seed: of the order; every epoch has its own.
+    shuffle: False keeps the order of the shards.
+    num_epochs: None repeats without end.
+    process_index: of this process.
+    process_count: number of processes.
+    drop_remainder: leave out the rows of an epoch that do not fill a batch; False makes the
+      last batch of an epoch smaller (one process only).
+
+  Returns:
+    An iterator with `get_state()` and `set_state()`; the state fits into JSON, and a fresh
+    iterator of the same arguments continues from it exactly.
+
+  Raises:
+    ValueError: arguments that cannot be met; while iterating, a batch without any token to
+      learn.
+  """
+  source = rows(directory, split)
+  _check_batching(source, batch_size, max_length, read_metadata(directory, split),
+                  process_index, process_count, drop_remainder)
+  dataset = grain.MapDataset.source(source).seed(seed)
+  if shuffle:
+    dataset = dataset.shuffle()
+  if drop_remainder:
+    # Before the split into processes, or one of them could get a batch more than another.
+    dataset = dataset[:len(source) // batch_size * batch_size]
+  dataset = dataset[process_index::process_count].batch(
+      batch_size // process_count, drop_remainder=drop_remainder,
+      batch_fn=lambda batch: records.collate(batch, max_length, split))
+  dataset = dataset.repeat(num_epochs)
+  return iter(dataset.to_iter_dataset(
+      grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
+
+
+def validation_prompts(directory: str | os.PathLike, num_prompts: int,
+                       seed: int) -> list[tuple[list[int], str]]:
+  """Prompts for evaluation, each with its reference text, drawn without replacement.
+
+  More prompts under the same seed begin with the fewer ones.
+
+  Raises:
+    ValueError: there are fewer held-out rows than `num_prompts`.
+  """
+  held_out = rows(directory, 'validation')
+  if not 1 <= num_prompts <= len(held_out):
+    raise ValueError(f'evaluate.num_prompts is {num_prompts}; the validation split in '
+                     f"'{directory}' has {len(held_out)} rows, so give 1 to {len(held_out)}.")
+  order = np.random.default_rng(seed).permutation(len(held_out))[:num_prompts]
+  chosen = [held_out[int(index)] for index in order]
+  return [(row.tokens[:row.prompt_length].tolist(), row.reference) for row in chosen]
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> None:
+  required = ('vocab_size', 'vocabulary_digest', 'max_length', 'source')
+  if missing := [key for key in required if key not in metadata]:
+    raise ValueError(f"The metadata of a split must have {', '.join(required)}; "
+                     f"{', '.join(missing)} is missing.")
+  if metadata['source'] not in SOURCES:
+    raise ValueError(f"The source of a split is one of {', '.join(SOURCES)}, "
+                     f"not '{metadata['source']}'.")
+
+
+def _check_batching(source, batch_size, max_length, metadata, process_index, process_count,
+                    drop_remainder) -> None:
+  split, num_rows = metadata['split'], len(source)
+  if max_length < metadata['longest_row']:
+    raise ValueError(f"max_length {max_length} is shorter than the longest row of the split "
+                     f"'{split}', {metadata['longest_row']} tokens.")
+  if not 0 <= process_index < process_count:
+    raise ValueError(f'process_index {process_index} is not one of {process_count} processes.')
+  if batch_size < 1 or batch_size % process_count:
+    raise ValueError(f'batch_size {batch_size} must be a positive multiple of the '
+                     f'{process_count} processes.')
+  if drop_remainder and batch_size > num_rows:
+    raise ValueError(f"batch_size {batch_size} exceeds the {num_rows} rows of the split "
+                     f"'{split}': an epoch would be empty. Lower it, or give more data.")
+  if not drop_remainder and process_count > 1:
+    raise ValueError('drop_remainder=False is for one process: several would get different '
+                     f'numbers of rows, and there are {process_count}.')
+
+
+def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+  aside = path.with_name(path.name + '.incomplete')
+  aside.write_text(json.dumps(value, indent=2) + '\n')
+  os.replace(aside, path)
