@@ -1,0 +1,184 @@
+"""Checkpoints of training states and models, and the project's only importer of Orbax.
+
+A directory holds `model.json` (the kind of model, its config, its vocabulary file with a
+digest) and `checkpoints/<step>/` with three items: `params`, so that a model is read without
+its optimizer; `optimizer`; and `data`, the position of the data iterator. Saves are
+asynchronous and atomic: a step's folder appears when it is complete.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+from jax.sharding import Mesh
+import orbax.checkpoint as ocp
+
+from specdistill_jax import sharding
+from specdistill_jax.data import vocabulary as vocabulary_lib
+from specdistill_jax.models import base
+from specdistill_jax.models import decoder
+
+MODEL_FILE = 'model.json'
+_ITEMS = ('params', 'optimizer', 'data')
+_KINDS = {'decoder': (decoder.DecoderConfig, decoder.init)}
+
+
+class Store:
+  """The checkpoints of one run; a context manager that waits for pending saves on exit."""
+
+  def __init__(self, directory: pathlib.Path, *, keep: int = 1):
+    self._directory = pathlib.Path(directory)
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+    self._manager = ocp.CheckpointManager(
+        (self._directory / 'checkpoints').absolute(), options=options, item_names=_ITEMS)
+
+  def __enter__(self) -> 'Store':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._manager.close()
+
+  def latest_step(self) -> int | None:
+    """Updates done in the newest complete checkpoint; None if there is none."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, params: Any, opt_state: Any, data_state: dict[str, Any]) -> None:
+    """Starts to write a state; the caller may donate its buffers at once."""
+    if step == self.latest_step():
+      return
+    self._manager.save(step, args=ocp.args.Composite(
+        params=ocp.args.StandardSave(_by_name(params)),
+        optimizer=ocp.args.StandardSave(_by_name(opt_state)),
+        data=ocp.args.JsonSave(data_state)))
+
+  def restore(self, params: Any, opt_state: Any, mesh: Mesh
+              ) -> tuple[int, Any, Any, dict[str, Any]]:
+    """The newest step, parameters, optimizer state and data position.
+
+    Args:
+      params: abstract module, for its structure; likewise `opt_state`.
+      mesh: where to lay them out, not necessarily the mesh they were saved from.
+
+    Raises:
+      ValueError: there is no complete checkpoint.
+    """
+    step = self.latest_step()
+    if step is None:
+      raise ValueError(f'{self._directory} holds no complete checkpoint')
+    params, opt_state = _abstract(params, mesh), _abstract(opt_state, mesh)
+    restored = self._manager.restore(step, args=ocp.args.Composite(
+        params=ocp.args.StandardRestore(_by_name(params)),
+        optimizer=ocp.args.StandardRestore(_by_name(opt_state)),
+        data=ocp.args.JsonRestore()))
+    return (step, _like(params, restored['params']), _like(opt_state, restored['optimizer']),
+            restored['data'])
+
+  def wait(self) -> None:
+    """Returns when everything saved so far is on disk."""
+    self._manager.wait_until_finished()
+
+
+def write_model_file(directory: pathlib.Path, config: Any,
+                     vocabulary_path: pathlib.Path | None = None) -> None:
+  """Writes `model.json`, atomically. The vocabulary is named by its path from `directory`."""
+  kind = next((name for name, (cls, _) in _KINDS.items() if isinstance(config, cls)), None)
+  if kind is None:
+    raise ValueError(f'a model with a {type(config).__name__} can\'t be stored; known kinds '
+                     f'are {", ".join(_KINDS)}')
+  vocabulary = None
+  if vocabulary_path is not None:
+    vocabulary = dict(path=os.path.relpath(vocabulary_path, directory),
+                      digest=_digest(vocabulary_path))
+  directory.mkdir(parents=True, exist_ok=True)
+  aside = directory / f'.{MODEL_FILE}.tmp'
+  aside.write_text(json.dumps(
+      dict(kind=kind, config=dataclasses.asdict(config), vocabulary=vocabulary), indent=2))
+  aside.rename(directory / MODEL_FILE)
+
+
+def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None,
+               **overrides: Any) -> base.Model:
+  """The newest model in `directory`: parameters only, without the optimizer.
+
+  Args:
+    mesh: where to lay the parameters out; the first device if None.
+    **overrides: fields of the model's config to change, for example `dropout`.
+
+  Raises:
+    ValueError: no model is there, or its vocabulary file is missing or another one.
+  """
+  directory = pathlib.Path(directory)
+  described = _read_model_file(directory)
+  config, init = load_config(directory, **overrides), _KINDS[described['kind']][1]
+  mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+  abstract = _abstract(jax.eval_shape(lambda: init(config, jax.random.key(0))), mesh)
+  with ocp.CheckpointManager((directory / 'checkpoints').absolute(),
+                             item_names=_ITEMS) as manager:
+    step = manager.latest_step()
+    if step is None:
+      raise ValueError(f'{directory} holds no complete checkpoint: train that model first')
+    restored = manager.restore(step, args=ocp.args.Composite(
+        params=ocp.args.StandardRestore(_by_name(abstract))))
+  logging.info('read %s, step %d', directory, step)
+  return base.Model(module=_like(abstract, restored['params']), config=config,
+                    vocabulary=_vocabulary(directory, described['vocabulary']))
+
+
+def load_config(directory: pathlib.Path | str, **overrides: Any) -> Any:
+  """The config of the model in `directory`, with `overrides` of its fields."""
+  described = _read_model_file(pathlib.Path(directory))
+  return dataclasses.replace(_KINDS[described['kind']][0](**described['config']), **overrides)
+
+
+def _read_model_file(directory):
+  path = directory / MODEL_FILE
+  try:
+    described = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise ValueError(f'{path} is missing: {directory} is not the directory of a trained model'
+                     ) from None
+  if described['kind'] not in _KINDS:
+    raise ValueError(f'{path}: kind is {described["kind"]!r}, and must be one of '
+                     f'{", ".join(_KINDS)}')
+  return described
+
+
+def _vocabulary(directory, described):
+  if described is None:
+    return None
+  path = (directory / described['path']).resolve()
+  if not path.is_file():
+    raise ValueError(f'{path}, the vocabulary of {directory}, is missing')
+  if _digest(path) != described['digest']:
+    raise ValueError(f'{path} has digest {_digest(path)}, but {directory} was trained with '
+                     f'{described["digest"]}: its token ids mean something else now')
+  return vocabulary_lib.Vocabulary(path)
+
+
+def _digest(path):
+  return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
+def _abstract(tree, mesh):
+  shardings = sharding.parameter_shardings(tree, mesh)
+  return jax.tree.map(lambda leaf, layout: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=layout), tree, shardings)
+
+
+def _by_name(tree):
+  """The leaves as a flat dict: a checkpoint so depends on names, not on Python classes."""
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _like(tree, by_name):
+  """The inverse of `_by_name`, with the structure of `tree`."""
+  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+  leaves = [by_name[jax.tree_util.keystr(path, simple=True, separator='/')]
+            for path in paths]
+  return jax.tree.unflatten(jax.tree.structure(tree), leaves)

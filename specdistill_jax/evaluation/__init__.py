@@ -1,0 +1,1 @@
+"""Alignment, latency, result rows, intervals and plots."""

@@ -1,0 +1,100 @@
+"""From runs and counts to the figures of a results row; sums come before ratios."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from specdistill_jax.evaluation import acceptance
+from specdistill_jax.evaluation import intervals
+from specdistill_jax.evaluation import latency
+from specdistill_jax.evaluation import rows
+from specdistill_jax.evaluation import step_costs
+
+
+def speedup_predicted(block_efficiency: float, gamma: int, cost_ratio: float,
+                      verify_ratio: float) -> float:
+  """tau / (gamma c + v): Leviathan et al. 2023, Theorem 3.8, with a verification that costs."""
+  return block_efficiency / (gamma * cost_ratio + verify_ratio)
+
+
+def mbsu(block_efficiency: float, gamma: int, draft_parameters: int,
+         target_parameters: int) -> float:
+  """Memory-bound speed-up: a step costs what its parameters weigh (arXiv 2403.00858)."""
+  return block_efficiency / (gamma * draft_parameters / target_parameters + 1.0)
+
+
+def columns(counts: np.ndarray, *names: str) -> np.ndarray:
+  """The columns called `names` of `[..., len(rows.COUNTS)]` counts."""
+  return np.asarray(counts)[..., [rows.COUNTS.index(name) for name in names]]
+
+
+def counts_by_batch(alone: Sequence[latency.Run], runs: Sequence[latency.Run],
+                    overlaps: np.ndarray) -> np.ndarray:
+  """`[batches, len(rows.COUNTS)]`, in the order of `rows.COUNTS`."""
+  return np.array([
+      [run.generation.lengths.sum(), run.generation.stats.target_calls_b.sum(), run.seconds,
+       baseline.generation.lengths.sum(), baseline.seconds, *overlap]
+      for baseline, run, overlap in zip(alone, runs, overlaps, strict=True)], np.float64)
+
+
+def block_efficiency_counts(counts: np.ndarray) -> np.ndarray:
+  return columns(counts, 'emitted', 'target_calls')
+
+
+def alpha_counts(counts: np.ndarray) -> np.ndarray:
+  return columns(counts, 'overlap', 'overlap_tokens')
+
+
+def speedup_counts(counts: np.ndarray) -> np.ndarray:
+  """For `intervals.ratio_of_ratios`: time per token alone over time per token speculatively."""
+  return columns(counts, 'autoregressive_seconds', 'autoregressive_emitted', 'seconds',
+                 'emitted')
+
+
+def figures(fields: Mapping[str, Any], alone: Sequence[latency.Run], runs: Sequence[latency.Run],
+            steps: Sequence[step_costs.StepSeconds], overlaps: np.ndarray, *,
+            samples: int) -> dict[str, Any]:
+  """The measured fields of a row.
+
+  Args:
+    fields: the row's settings: gamma, batch_size, draft_parameters, target_parameters.
+    alone: the target alone, a run for each batch of prompts; likewise `runs`.
+    steps: timings of single steps, any number of them.
+    overlaps: `[batches, 2]`, sums of `acceptance.alpha_counts`.
+    samples: of the bootstrap.
+  """
+  counts = counts_by_batch(alone, runs, overlaps)
+  total = counts.sum(axis=0)
+  stats = [run.generation.stats for run in runs]
+  reached = sum(s.reached_bg.sum(axis=0) for s in stats)
+  accepted = sum(s.accepted_bg.sum(axis=0) for s in stats)
+  target = sum(step.target for step in steps)
+  cost_ratio = sum(step.draft for step in steps) / target
+  verify_ratio = sum(step.verify for step in steps) / target
+  tau = float(intervals.ratio(block_efficiency_counts(total)))
+  interval = lambda chosen, statistic: intervals.bootstrap(
+      chosen(counts)[None], statistic, samples=samples)
+  per_second = lambda emitted, seconds: float(intervals.ratio(columns(total, emitted, seconds)))
+  return dict(
+      alpha=float(intervals.ratio(alpha_counts(total))),
+      alpha_interval=interval(alpha_counts, intervals.ratio),
+      block_efficiency=tau,
+      block_efficiency_interval=interval(block_efficiency_counts, intervals.ratio),
+      accepted_per_call=tau - 1.0,
+      acceptance_by_position=acceptance.by_position(accepted, reached),
+      reached_by_position=reached.tolist(), accepted_by_position=accepted.tolist(),
+      cost_ratio=cost_ratio, verify_ratio=verify_ratio,
+      target_step_seconds=target / len(steps),
+      draft_step_seconds=sum(step.draft for step in steps) / len(steps),
+      verify_seconds=sum(step.verify for step in steps) / len(steps),
+      tokens_per_second=per_second('emitted', 'seconds'),
+      autoregressive_tokens_per_second=per_second('autoregressive_emitted',
+                                                  'autoregressive_seconds'),
+      speedup_measured=float(intervals.ratio_of_ratios(speedup_counts(total))),
+      speedup_measured_interval=interval(speedup_counts, intervals.ratio_of_ratios),
+      speedup_predicted=speedup_predicted(tau, fields['gamma'], cost_ratio, verify_ratio),
+      mbsu=mbsu(tau, fields['gamma'], fields['draft_parameters'], fields['target_parameters']),
+      prefill_seconds=sum(run.prefill_seconds for run in runs),
+      autoregressive_prefill_seconds=sum(run.prefill_seconds for run in alone),
+      counts=counts.tolist())

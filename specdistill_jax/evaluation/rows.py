@@ -1,0 +1,83 @@
+"""The lines of `results.jsonl`: one evaluated setting each, appended so that a kill is harmless."""
+
+from collections.abc import Mapping
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+# What every line has; a figure that was not measured is null, never 0.
+FIELDS = (
+    'study', 'task', 'target', 'draft', 'objective', 'data_source', 'train_steps', 'seed',
+    'temperature', 'gamma', 'draft_sampling', 'rule', 'epsilon', 'batch_size', 'num_prompts',
+    'alpha', 'block_efficiency', 'accepted_per_call', 'acceptance_by_position', 'cost_ratio',
+    'verify_ratio', 'tokens_per_second', 'autoregressive_tokens_per_second', 'speedup_measured',
+    'speedup_predicted', 'mbsu', 'quality_metric', 'quality', 'target_quality', 'device',
+    'jax_version', 'commit', 'config_hash',
+    # Beyond the common fields: 95 % intervals, settings, sizes, times, and counts by prompt.
+    'alpha_interval', 'block_efficiency_interval', 'speedup_measured_interval', 'lossless',
+    'top_k', 'top_p', 'max_new_tokens', 'target_parameters', 'draft_parameters',
+    'target_step_seconds', 'draft_step_seconds', 'verify_seconds', 'prefill_seconds',
+    'autoregressive_prefill_seconds', 'counts', 'reached_by_position', 'accepted_by_position',
+)
+# Columns of `counts`, one line of them for each batch of prompts (a prompt, at batch size 1).
+COUNTS = ('emitted', 'target_calls', 'seconds', 'autoregressive_emitted',
+          'autoregressive_seconds', 'overlap', 'overlap_tokens')
+IDENTITY = (
+    'study', 'task', 'target', 'draft', 'objective', 'data_source', 'train_steps', 'seed',
+    'temperature', 'gamma', 'draft_sampling', 'rule', 'epsilon', 'batch_size', 'num_prompts',
+    'top_k', 'top_p', 'max_new_tokens', 'config_hash')
+
+
+def make(**values: Any) -> dict[str, Any]:
+  """A line with every field of `FIELDS`; what is not given is None. Refuses unknown fields."""
+  unknown = sorted(set(values) - set(FIELDS))
+  if unknown:
+    raise ValueError(f'a results row has no field {", ".join(unknown)}')
+  return {field: values.get(field) for field in FIELDS}
+
+
+def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+  """What says that two lines are the same setting, whatever was measured."""
+  return tuple(row.get(field) for field in IDENTITY)
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+  """Twelve hexadecimal digits of a config's canonical JSON."""
+  canonical = json.dumps(config, sort_keys=True, separators=(',', ':'))
+  return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """All complete lines; a last line without its line break was cut by a kill and is left out."""
+  if not path.exists():
+    return []
+  found = []
+  complete = path.read_text(encoding='utf-8', errors='replace').rpartition('\n')[0]
+  for number, line in enumerate(complete.split('\n') if complete else [], start=1):
+    try:
+      found.append(json.loads(line))
+    except ValueError as error:
+      raise ValueError(f'{path}, line {number} is not JSON ({error}); remove the line') from error
+  return found
+
+
+def repair(path: pathlib.Path) -> None:
+  """Drops a torn last line, so that the next one starts on its own."""
+  if not path.exists():
+    return
+  with open(path, 'r+b') as file:
+    content = file.read()
+    if not content.endswith(b'\n'):
+      file.truncate(content.rfind(b'\n') + 1)
+      os.fsync(file.fileno())
+
+
+def append(path: pathlib.Path, row: Mapping[str, Any]) -> None:
+  """Writes one line in one write and waits for the disk. NaN and infinity are refused."""
+  line = json.dumps(row, allow_nan=False) + '\n'
+  with open(path, 'ab') as file:
+    file.write(line.encode('utf-8'))
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,154 @@
+"""What one step of the target, of a draft, and of a verification costs.
+
+The steps run in loops inside one jitted call, so that the dispatch of a call does not count;
+as in a decode loop, a step includes its sampling and its bookkeeping. Calls are warm, and
+clocks stop after `block_until_ready`.
+"""
+
+from collections.abc import Callable, Hashable
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specdistill_jax import structs
+from specdistill_jax.decoding import autoregressive
+from specdistill_jax.decoding import chain
+from specdistill_jax.decoding import engine
+from specdistill_jax.decoding import sampling as sampling_lib
+
+COST_STEPS = 64  # steps of one timed loop: the dispatch of the call is shared by as many
+NO_TOKEN = -1    # an end token that never comes: loops run their full length
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """One way to speculate: a drafter (its gamma and sampling included) and a rule."""
+  drafter: structs.Drafter
+  rule: structs.Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSeconds:
+  """Seconds of one target step, one draft step, and one verification of gamma + 1 tokens."""
+  target: float
+  draft: float
+  verify: float
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+  started = time.perf_counter()
+  result = jax.block_until_ready(call())
+  return time.perf_counter() - started, result
+
+
+@functools.partial(jax.jit, static_argnames=('sampling', 'steps'), donate_argnames=('state',))
+def _target_steps(module, state, *, sampling, steps):
+  body = lambda _, state: autoregressive.step(module, state, sampling, NO_TOKEN)
+  return jax.lax.fori_loop(0, steps, body, state)
+
+
+@functools.partial(jax.jit, static_argnames=('steps',), donate_argnames=('state',))
+def _draft_steps(drafter, state, *, steps):
+  """Proposes `steps` times from the same length, each time from another last token."""
+  rejected = structs.Verdict(jnp.zeros_like(state.lengths_b), state.lengths_b)
+
+  def body(_, state):
+    next_key_b, draw_key_b = sampling_lib.split_rows(state.key_b, 2)
+    proposal = drafter.propose(state, draw_key_b)
+    # A root that changes keeps the compiler from moving its layers out of the loop.
+    rows_b = jnp.arange(state.lengths_b.shape[0])
+    tokens_bs = state.tokens_bs.at[rows_b, state.lengths_b - 1].set(proposal.tokens_bg[:, -1])
+    state = state.replace(tokens_bs=tokens_bs, key_b=next_key_b)
+    return state.replace(drafter_state=drafter.commit(state, proposal, rejected, None))
+
+  return jax.lax.fori_loop(0, steps, body, state)
+
+
+@functools.partial(jax.jit, static_argnames=('rule', 'sampling', 'steps'),
+                   donate_argnames=('state',))
+def _verify_steps(module, proposal, state, *, rule, sampling, steps):
+  """A cycle without its drafting: target call, rule, commit, rollback."""
+  def body(_, state):
+    next_key_b, verify_key_b = sampling_lib.split_rows(state.key_b, 2)
+    verdict, output = chain.verify(module, state, proposal, rule, verify_key_b, sampling)
+    state = chain.commit(state, proposal, verdict, NO_TOKEN)
+    return state.replace(key_b=next_key_b,
+                         target_cache=output.cache.rollback(state.lengths_b - 1))
+
+  return jax.lax.fori_loop(0, steps, body, state)
+
+
+def _any_proposal(drafter: structs.Drafter, state: structs.DecodeState) -> structs.Proposal:
+  """A proposal of the right shape; what it says doesn't change what verifying it costs."""
+  shapes = jax.eval_shape(lambda: drafter.propose(state, state.key_b))
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (
+      shapes.tokens_bg, shapes.log_probs_bgv))
+  return structs.Proposal(*zeros, drafter_state=None)
+
+
+def family(drafter: structs.Drafter) -> Hashable:
+  """Equal for drafters that differ in weights or gamma only: their steps cost the same."""
+  return type(drafter), tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(drafter))
+
+
+class Clock:
+  """Times the single steps behind a set of settings, once for each batch of prompts it gets.
+
+  A draft step is timed once for each family of drafters, a verification once for each block
+  length and rule.
+  """
+
+  def __init__(self, module: Any, settings: dict[Hashable, Setting], *,
+               sampling: sampling_lib.Sampling, max_new_tokens: int):
+    self._module, self._settings = module, settings
+    self._sampling, self._max_new_tokens = sampling, max_new_tokens
+    families = {}
+    for name, setting in settings.items():
+      families.setdefault(family(setting.drafter), []).append(name)
+    # The middle gamma stands for its family: the first draft step of a cycle is a little dearer.
+    by_gamma = lambda name: (settings[name].drafter.gamma, str(name))
+    self._examples = {kind: sorted(names, key=by_gamma)[len(names) // 2]
+                      for kind, names in families.items()}
+
+  def __call__(self, prompts_bt: np.ndarray, prompt_lengths_b: np.ndarray,
+               key: jax.Array) -> dict[Hashable, StepSeconds]:
+    inputs = (prompts_bt, prompt_lengths_b, key)
+    target = self._target(*inputs)
+    draft = {kind: self._draft(self._settings[name], *inputs)
+             for kind, name in self._examples.items()}
+    verify = {}
+    for setting in self._settings.values():
+      block = (setting.drafter.gamma, setting.rule)
+      if block not in verify:
+        verify[block] = self._verify(setting, *inputs)
+    return {name: StepSeconds(target, draft[family(setting.drafter)],
+                              verify[setting.drafter.gamma, setting.rule])
+            for name, setting in self._settings.items()}
+
+  def _read(self, setting, *inputs):
+    return jax.block_until_ready(engine.prefill_speculative(
+        self._module, setting.drafter, *inputs, max_new_tokens=self._max_new_tokens))
+
+  def _target(self, *inputs):
+    state = jax.block_until_ready(engine.prefill_autoregressive(
+        self._module, *inputs, max_new_tokens=self._max_new_tokens))
+    return timed(lambda: _target_steps(
+        self._module, state, sampling=self._sampling, steps=COST_STEPS))[0] / COST_STEPS
+
+  def _draft(self, setting, *inputs):
+    state = self._read(setting, *inputs)
+    seconds, _ = timed(lambda: _draft_steps(setting.drafter, state, steps=COST_STEPS))
+    return seconds / (COST_STEPS * setting.drafter.gamma)
+
+  def _verify(self, setting, *inputs):
+    state = self._read(setting, *inputs)
+    proposal = jax.block_until_ready(_any_proposal(setting.drafter, state))
+    state = state.replace(drafter_state=None)
+    return timed(lambda: _verify_steps(
+        self._module, proposal, state, rule=setting.rule, sampling=self._sampling,
+        steps=COST_STEPS))[0] / COST_STEPS

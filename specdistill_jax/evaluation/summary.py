@@ -1,0 +1,153 @@
+"""Rows pooled over seeds, one `Summary` for each method, temperature and draft length.
+
+Pooling sums counts over seeds before any ratio; intervals resample prompts and seeds together
+(`intervals.bootstrap`), and comparisons of two methods are paired by prompt.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from specdistill_jax.evaluation import acceptance
+from specdistill_jax.evaluation import intervals
+from specdistill_jax.evaluation import measures
+
+STANDARD = 'standard SD'
+CONTROL = 'control'
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """One method at one temperature and draft length; names as in `rows.FIELDS`.
+
+  Attributes:
+    method: 'standard SD' (undistilled), 'control' (as many further cross-entropy steps), or
+      'DistillSpec (objective, data source)'.
+    counts_kpc: `[seeds, batches, len(rows.COUNTS)]`.
+  """
+  method: str
+  objective: str
+  temperature: float
+  gamma: int
+  num_seeds: int
+  alpha: float
+  alpha_interval: intervals.Interval | None
+  block_efficiency: float
+  block_efficiency_interval: intervals.Interval | None
+  speedup_measured: float
+  speedup_measured_interval: intervals.Interval | None
+  speedup_predicted: float
+  cost_ratio: float
+  verify_ratio: float
+  tokens_per_second: float
+  autoregressive_tokens_per_second: float
+  acceptance_by_position: list[float | None]
+  reached_by_position: list[int]
+  quality_metric: str | None
+  quality: float | None
+  target_quality: float | None
+  lossless: bool
+  counts_kpc: np.ndarray
+
+  @property
+  def is_distilled(self) -> bool:
+    return self.objective not in ('none', 'cross_entropy')
+
+
+def method(row: Mapping[str, Any]) -> str:
+  """What a row's draft is called in tables and plots."""
+  if row['objective'] == 'none':
+    return STANDARD
+  if row['objective'] == 'cross_entropy':
+    return CONTROL
+  return f'DistillSpec ({row["objective"]}, {row["data_source"]})'
+
+
+def _pool(rows: Sequence[Mapping[str, Any]], samples: int) -> Summary:
+  counts_kpc = np.array([row['counts'] for row in rows], np.float64)
+  total = counts_kpc.sum(axis=(0, 1))
+  seconds = {name: sum(row[name] for row in rows)
+             for name in ('target_step_seconds', 'draft_step_seconds', 'verify_seconds')}
+  cost_ratio = seconds['draft_step_seconds'] / seconds['target_step_seconds']
+  verify_ratio = seconds['verify_seconds'] / seconds['target_step_seconds']
+  tau = float(intervals.ratio(measures.block_efficiency_counts(total)))
+  interval = lambda columns, statistic: intervals.bootstrap(
+      columns(counts_kpc), statistic, samples=samples)
+  rate = lambda *names: float(intervals.ratio(measures.columns(total, *names)))
+  mean = lambda name: (None if any(row[name] is None for row in rows)
+                       else float(np.mean([row[name] for row in rows])))
+  first = rows[0]
+  reached, accepted = (np.sum([row[name] for row in rows], axis=0)
+                       for name in ('reached_by_position', 'accepted_by_position'))
+  return Summary(
+      method=method(first), objective=first['objective'], temperature=first['temperature'],
+      gamma=first['gamma'], num_seeds=len(rows),
+      alpha=float(intervals.ratio(measures.alpha_counts(total))),
+      alpha_interval=interval(measures.alpha_counts, intervals.ratio),
+      block_efficiency=tau,
+      block_efficiency_interval=interval(measures.block_efficiency_counts, intervals.ratio),
+      speedup_measured=float(intervals.ratio_of_ratios(measures.speedup_counts(total))),
+      speedup_measured_interval=interval(measures.speedup_counts, intervals.ratio_of_ratios),
+      speedup_predicted=measures.speedup_predicted(tau, first['gamma'], cost_ratio,
+                                                   verify_ratio),
+      cost_ratio=cost_ratio, verify_ratio=verify_ratio,
+      tokens_per_second=rate('emitted', 'seconds'),
+      autoregressive_tokens_per_second=rate('autoregressive_emitted', 'autoregressive_seconds'),
+      acceptance_by_position=acceptance.by_position(accepted, reached),
+      reached_by_position=reached.tolist(),
+      quality_metric=first['quality_metric'], quality=mean('quality'),
+      target_quality=mean('target_quality'), lossless=all(row['lossless'] for row in rows),
+      counts_kpc=counts_kpc)
+
+
+def summarise(rows: Iterable[Mapping[str, Any]], *, samples: int) -> list[Summary]:
+  """Pools rows over seeds; ordered by temperature, draft length, and method."""
+  groups: dict[tuple[Any, ...], dict[int, Mapping[str, Any]]] = {}
+  for row in rows:
+    group = (row['temperature'], row['gamma'], _rank(row), method(row))
+    groups.setdefault(group, {})[row['seed']] = row
+  return [_pool(list(groups[group].values()), samples) for group in sorted(groups)]
+
+
+def _rank(row: Mapping[str, Any]) -> int:
+  return {'none': 0, 'cross_entropy': 1}.get(row['objective'], 2)
+
+
+def compare(one: Summary, other: Summary, columns: Callable[[np.ndarray], np.ndarray],
+            statistic: Callable[[np.ndarray], np.ndarray], *,
+            samples: int) -> tuple[float, intervals.Interval | None]:
+  """A statistic of two methods' summed counts, paired by prompt, with its interval.
+
+  Where the numbers of seeds differ, `other` takes part with the mean over its seeds.
+
+  Args:
+    columns: picks `[..., c]` of the counts; those of `one` come before those of `other`.
+    statistic: `[..., 2 c]` to `[...]`.
+  """
+  mine = columns(one.counts_kpc)
+  theirs = columns(other.counts_kpc)
+  if len(mine) != len(theirs):
+    theirs = np.broadcast_to(theirs.mean(axis=0, keepdims=True), mine.shape)
+  both = np.concatenate([mine, theirs], axis=-1)
+  value = float(statistic(both.sum(axis=(0, 1))))
+  return value, intervals.bootstrap(both, statistic, samples=samples)
+
+
+def gain_in_block_efficiency(one: Summary, other: Summary, *, samples: int):
+  """tau of `one` over tau of `other`, with its interval."""
+  return compare(one, other, measures.block_efficiency_counts, intervals.ratio_of_ratios,
+                 samples=samples)
+
+
+def gain_in_alpha(one: Summary, other: Summary, *, samples: int):
+  """alpha of `one` less alpha of `other`, with its interval."""
+  difference = lambda c: c[..., 0] / c[..., 1] - c[..., 2] / c[..., 3]
+  return compare(one, other, measures.alpha_counts, difference, samples=samples)
+
+
+def gain_in_speed(one: Summary, other: Summary, *, samples: int):
+  """Tokens per second of `one` over those of `other`, with its interval."""
+  speed = lambda counts: measures.columns(counts, 'emitted', 'seconds')
+  return compare(one, other, speed, intervals.ratio_of_ratios, samples=samples)

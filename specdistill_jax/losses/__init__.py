@@ -1,0 +1,1 @@
+"""Divergences (per token, unreduced) and the objectives that pool them."""

@@ -1,0 +1,142 @@
+"""Divergences between the student's and the teacher's next-token laws, per token, unreduced.
+
+DistillSpec (arXiv 2310.08461), Eq. 2 and its divergence table, and LK losses (arXiv
+2602.23881). Every function takes logits `[b, t, v]` (any float type, already divided by a
+temperature) and returns float32 `[b, t]` in nats. Everything is computed in float32 log
+space, and no gradient reaches the teacher.
+
+Logits of -inf forbid a token. A token forbidden by both models adds nothing. A divergence
+that is infinite by definition (the student forbids what the teacher allows in the forward
+KL, the other way round in the reverse KL) is +inf, never NaN, and its gradient stays finite.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Logits = Float[Array, 'b t v']
+# The width is left to `_log_probs`, whose sentence says what is wrong.
+TeacherLogits = Float[Array, 'b t _']
+PerToken = Float[Array, 'b t']
+
+# Stands for the logarithm of zero where an infinity would make 0 * inf or inf - inf. It lies
+# below the logarithm of the smallest float32, so its exponential is exactly zero.
+_LOG_ZERO = -1e4
+
+
+def forward_kl(student_logits: Logits, teacher_logits: TeacherLogits) -> PerToken:
+  """KL(teacher || student): mode covering. Gradient on the logits: student - teacher."""
+  student, teacher = _log_probs(student_logits, teacher_logits)
+  return _kl(teacher, student)
+
+
+def reverse_kl(student_logits: Logits, teacher_logits: TeacherLogits) -> PerToken:
+  """KL(student || teacher): mode seeking."""
+  student, teacher = _log_probs(student_logits, teacher_logits)
+  return _kl(student, teacher)
+
+
+def jsd(student_logits: Logits, teacher_logits: TeacherLogits, *, beta: float = 0.5) -> PerToken:
+  """JSD[beta] = beta KL(teacher || mix) + (1 - beta) KL(student || mix).
+
+  The mixture is beta * teacher + (1 - beta) * student. At beta = 0.5 it is symmetric and at
+  most log 2. JSD[beta] / beta tends to the forward KL for beta to 0, and
+  JSD[beta] / (1 - beta) to the reverse KL for beta to 1.
+
+  Args:
+    beta: the teacher's weight, strictly between 0 and 1.
+
+  Raises:
+    ValueError: beta lies outside (0, 1), where the divergence is identically zero.
+  """
+  if not 0 < beta < 1:
+    raise ValueError(f'jsd: beta is {beta}, and must lie strictly between 0 and 1 '
+                     '(use forward_kl or reverse_kl for the limits)')
+  student, teacher = map(_finite, _log_probs(student_logits, teacher_logits))
+  mixture = jnp.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+  per_token = (beta * jnp.exp(teacher) * (teacher - mixture)
+               + (1 - beta) * jnp.exp(student) * (student - mixture))
+  return jnp.sum(per_token, axis=-1)
+
+
+def tvd(student_logits: Logits, teacher_logits: TeacherLogits) -> PerToken:
+  """Total variation, half the L1 distance: exactly one minus the acceptance rate."""
+  student, teacher = _log_probs(student_logits, teacher_logits)
+  return 0.5 * jnp.sum(jnp.abs(jnp.exp(student) - jnp.exp(teacher)), axis=-1)
+
+
+def acceptance(student_logits: Logits, teacher_logits: TeacherLogits) -> PerToken:
+  """The overlap sum_v min(teacher, student): the chance that a drafted token is accepted."""
+  student, teacher = _log_probs(student_logits, teacher_logits)
+  return jnp.sum(jnp.exp(jnp.minimum(student, teacher)), axis=-1)
+
+
+def acceptance_nll(student_logits: Logits, teacher_logits: TeacherLogits) -> PerToken:
+  """-log of the acceptance rate; its gradient is that of `tvd` over the rate (LK, Eq. 6).
+
+  Supports without a common token give +inf with a gradient of zero.
+  """
+  student, teacher = _log_probs(student_logits, teacher_logits)
+  overlap = jnp.minimum(student, teacher)
+  disjoint = jnp.max(overlap, axis=-1) == -jnp.inf
+  return jnp.where(disjoint, jnp.inf,
+                   -jax.nn.logsumexp(jnp.where(disjoint[..., None], 0., overlap), axis=-1))
+
+
+def lk_hybrid(student_logits: Logits, teacher_logits: TeacherLogits, *, eta: float = 3.0,
+              mask_bt: Float[Array, 'b t'] | None = None) -> PerToken:
+  """weight * forward KL + (1 - weight) * TVD, weight = exp(-eta * mean acceptance) (LK, Eq. 4).
+
+  One weight for the whole call, from the acceptance averaged over the positions where
+  `mask_bt` is 1 (all of them without a mask), without gradient. Call it once for each draft
+  position of a multi-position drafter.
+
+  Raises:
+    ValueError: eta is negative.
+  """
+  if eta < 0:
+    raise ValueError(f'lk_hybrid: eta is {eta}, and must be at least 0')
+  distance = tvd(student_logits, teacher_logits)
+  mask_bt = jnp.ones_like(distance) if mask_bt is None else mask_bt.astype(jnp.float32)
+  mean_acceptance = (jnp.sum(jnp.where(mask_bt > 0, 1 - distance, 0.) * mask_bt)
+                     / jnp.maximum(jnp.sum(mask_bt), 1e-8))
+  weight = jax.lax.stop_gradient(jnp.exp(-eta * mean_acceptance))
+  return weight * forward_kl(student_logits, teacher_logits) + (1 - weight) * distance
+
+
+def cross_entropy(student_logits: Logits, labels_bt: Int[Array, 'b t']) -> PerToken:
+  """-log student(label), for supervised training."""
+  if student_logits.shape[:-1] != labels_bt.shape:
+    raise ValueError(f'cross_entropy: logits of shape {student_logits.shape} need labels of '
+                     f'shape {student_logits.shape[:-1]}, not {labels_bt.shape}')
+  logits = student_logits.astype(jnp.float32)
+  label_logits = jnp.take_along_axis(logits, labels_bt[..., None], axis=-1)[..., 0]
+  return jax.nn.logsumexp(logits, axis=-1) - label_logits
+
+
+def _log_probs(student_logits, teacher_logits):
+  if student_logits.shape != teacher_logits.shape:
+    raise ValueError(f'the student\'s logits have shape {student_logits.shape} and the '
+                     f'teacher\'s {teacher_logits.shape}: both models must read the same '
+                     'tokens and share one vocabulary')
+  return (jax.nn.log_softmax(student_logits.astype(jnp.float32), axis=-1),
+          jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits).astype(jnp.float32),
+                             axis=-1))
+
+
+def _finite(log_probs):
+  return jnp.where(log_probs == -jnp.inf, _LOG_ZERO, log_probs)
+
+
+def _kl(first, second):
+  """KL(first || second) of log-probabilities; +inf where `second` forbids what `first` has.
+
+  The infinity is added apart and without gradient: inf - inf in the backward pass of a
+  softmax would be NaN.
+  """
+  probs = jnp.exp(first)
+  value = jnp.sum(probs * (_finite(first) - _finite(second)), axis=-1)
+  uncovered = jnp.any((probs > 0) & (second == -jnp.inf), axis=-1)
+  return value + jax.lax.stop_gradient(jnp.where(uncovered, jnp.inf, 0.))

@@ -1,0 +1,137 @@
+"""From per-token losses to one number: mask, pooling, temperature, and the acceptance rate.
+
+An objective returns *sums* and their denominators, so that micro-batches and devices add up
+to exactly what one large batch gives: `loss = loss_sum / weight`, gradients likewise.
+"""
+
+import dataclasses
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from specdistill_jax.losses import divergences
+
+DIVERGENCES = {
+    'forward_kl': divergences.forward_kl,
+    'reverse_kl': divergences.reverse_kl,
+    'jsd': divergences.jsd,
+    'tvd': divergences.tvd,
+    'acceptance_nll': divergences.acceptance_nll,
+    'lk_hybrid': divergences.lk_hybrid,
+}
+CROSS_ENTROPY = 'cross_entropy'
+NORMALISATIONS = ('sequence', 'token')
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """What is minimised: a hashable value.
+
+  Attributes:
+    name: `cross_entropy`, or one of `DIVERGENCES`.
+    beta: the teacher's weight in the mixture of `jsd`; other objectives ignore it.
+    normalisation: `sequence`, the mean over rows of the row's mean (DistillSpec, Eq. 2), or
+      `token`, the mean over all tokens.
+    temperature: divides the logits of both models inside a divergence.
+
+  Raises:
+    ValueError: a value is impossible; the sentence names it and what is legal.
+  """
+  name: str = CROSS_ENTROPY
+  beta: float = 0.5
+  normalisation: str = 'sequence'
+  temperature: float = 1.0
+
+  def __post_init__(self):
+    known = (CROSS_ENTROPY, *DIVERGENCES)
+    if self.name not in known:
+      raise ValueError(f'objective is {self.name!r}, and must be one of {", ".join(known)}')
+    if self.normalisation not in NORMALISATIONS:
+      raise ValueError(f'normalisation is {self.normalisation!r}, and must be one of '
+                       f'{", ".join(NORMALISATIONS)}')
+    if not 0 < self.temperature < float('inf'):
+      raise ValueError(f'the loss temperature is {self.temperature}, and must be positive')
+    if self.name == 'jsd' and not 0 < self.beta < 1:
+      raise ValueError(f'beta is {self.beta}, and must lie strictly between 0 and 1')
+
+  @property
+  def needs_teacher(self) -> bool:
+    return self.name != CROSS_ENTROPY
+
+
+@struct.dataclass
+class Totals:
+  """Sums over the supervised tokens of a batch; add them up before dividing.
+
+  Attributes:
+    loss_sum: sum of row means (`sequence`) or of tokens (`token`), nats.
+    weight: what divides it: rows with a supervised token, or supervised tokens.
+    alpha_sum: sum over tokens of the overlap of teacher and student; 0 without a teacher.
+    num_tokens: supervised tokens.
+  """
+  loss_sum: jax.Array
+  weight: jax.Array
+  alpha_sum: jax.Array
+  num_tokens: jax.Array
+
+  @property
+  def loss(self) -> jax.Array:
+    return self.loss_sum / self.weight
+
+  @property
+  def alpha(self) -> jax.Array:
+    return self.alpha_sum / self.num_tokens
+
+
+def no_totals() -> Totals:
+  """Where adding up begins."""
+  return Totals(*[jnp.zeros((), jnp.float32)] * 4)
+
+
+def labels_and_mask(tokens_bt, loss_mask_bt):
+  """Labels and mask moved onto the position that predicts them.
+
+  The logits of position t predict token t + 1. The last position predicts nothing, and the
+  first token is never predicted, whatever its mask.
+  """
+  labels_bt = jnp.roll(tokens_bt, -1, axis=1)
+  mask_bt = jnp.roll(loss_mask_bt, -1, axis=1).at[:, -1].set(0)
+  return labels_bt, mask_bt.astype(jnp.float32)
+
+
+def supervised(objective: Objective, student_logits_btv, labels_bt, mask_bt) -> Totals:
+  """Cross-entropy on given labels. `mask_bt` is aligned with the logits."""
+  student_logits_btv = _blank(student_logits_btv, mask_bt)
+  loss_bt = divergences.cross_entropy(student_logits_btv, labels_bt)
+  return _totals(objective, loss_bt, jnp.zeros_like(loss_bt), mask_bt)
+
+
+def distillation(objective: Objective, student_logits_btv, teacher_logits_btv,
+                 mask_bt) -> Totals:
+  """A divergence of student and teacher. `mask_bt` is aligned with the logits."""
+  scale = 1 / objective.temperature
+  student_btv = _blank(student_logits_btv, mask_bt).astype(jnp.float32) * scale
+  teacher_btv = _blank(teacher_logits_btv, mask_bt).astype(jnp.float32) * scale
+  options = {'jsd': {'beta': objective.beta}, 'lk_hybrid': {'mask_bt': mask_bt}}
+  loss_bt = DIVERGENCES[objective.name](
+      student_btv, teacher_btv, **options.get(objective.name, {}))
+  alpha_bt = divergences.acceptance(jax.lax.stop_gradient(student_btv), teacher_btv)
+  return _totals(objective, loss_bt, alpha_bt, mask_bt)
+
+
+def _blank(logits_btv, mask_bt):
+  """Zeroes unsupervised logits: a NaN there must reach neither the value nor the gradient."""
+  return jnp.where(mask_bt[..., None] > 0, logits_btv, 0)
+
+
+def _totals(objective, loss_bt, alpha_bt, mask_bt):
+  tokens_b = jnp.sum(mask_bt, axis=1)
+  loss_b = jnp.sum(loss_bt * mask_bt, axis=1)
+  if objective.normalisation == 'sequence':
+    loss_sum = jnp.sum(loss_b / jnp.maximum(tokens_b, 1))
+    weight = jnp.sum(tokens_b > 0).astype(jnp.float32)
+  else:
+    loss_sum, weight = jnp.sum(loss_b), jnp.sum(tokens_b)
+  return Totals(loss_sum=loss_sum, weight=weight, alpha_sum=jnp.sum(alpha_bt * mask_bt),
+                num_tokens=jnp.sum(tokens_b))

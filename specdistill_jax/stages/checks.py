@@ -1,0 +1,270 @@
+"""Everything about a config that can be refused before anything is read or compiled.
+
+`LEGAL` is the table of fields: what is not in it is misspelt, what its rule refuses is wrong.
+Rules that look at several fields at once follow below it. Each error is one sentence with the
+field, its value, and what would be right.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+import ml_collections
+
+Rule = Callable[[Any], str | None]  # a value -> what would be right, or None if it is
+
+TASKS = ('stdlib_docs', 'stdlib_docstrings', 'arithmetic', 'local_files')
+OBJECTIVES = ('forward_kl', 'reverse_kl', 'jsd', 'tvd', 'acceptance_nll', 'lk_hybrid')
+DATA_SOURCES = ('fixed', 'target', 'draft', 'draft_stored', 'fixed+draft', 'target+draft')
+DEFAULT_STUDENT_FRACTION = 0.5  # of configs/common.py: says that nobody asked for another
+DEFAULT_BETA = 0.5
+
+
+def _is_number(value: Any) -> bool:
+  return (isinstance(value, (int, float)) and not isinstance(value, bool)
+          and math.isfinite(value))
+
+
+def _is_whole(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def whole(low: int) -> Rule:
+  return lambda x: None if _is_whole(x) and x >= low else f'a whole number of at least {low}'
+
+
+def number(text: str, accepts: Callable[[float], bool]) -> Rule:
+  return lambda x: None if _is_number(x) and accepts(x) else f'a number {text}'
+
+
+def one_of(*names: str) -> Rule:
+  def rule(value):
+    if value in names:
+      return None
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f' (did you mean {near[0]!r}?)' if near else ''
+    return f'one of {", ".join(names)}{hint}'
+  return rule
+
+
+def optional(rule: Rule) -> Rule:
+  def either(value):
+    wish = None if value is None else rule(value)
+    return wish and f'{wish}, or None'
+  return either
+
+
+def each(rule: Rule) -> Rule:
+  """A non-empty tuple whose elements follow `rule` and differ from one another."""
+  def all_of(values):
+    if not isinstance(values, (tuple, list)) or not values:
+      return 'a tuple of at least one value'
+    wishes = [wish for wish in map(rule, values) if wish]
+    if wishes:
+      return f'a tuple in which each value is {wishes[0]}'
+    return None if len(set(values)) == len(values) else 'a tuple without repeated values'
+  return all_of
+
+
+def text(value: Any) -> str | None:
+  return None if isinstance(value, str) and value else 'a non-empty string'
+
+
+def anything(value: Any) -> None:
+  del value
+
+
+def truth(value: Any) -> str | None:
+  return None if isinstance(value, bool) else 'True or False'
+
+
+def _paths(value: Any) -> str | None:
+  wish = 'a tuple of paths, or of (inputs path, targets path) pairs'
+  if not isinstance(value, (tuple, list)):
+    return wish
+  is_path = lambda x: isinstance(x, str) and bool(x)
+  is_pair = lambda x: isinstance(x, (tuple, list)) and len(x) == 2 and all(map(is_path, x))
+  return None if all(is_path(x) or is_pair(x) for x in value) else wish
+
+
+POSITIVE = number('above 0', lambda x: x > 0)
+NOT_NEGATIVE = number('of at least 0', lambda x: x >= 0)
+FRACTION = number('from 0 to 1', lambda x: 0 <= x <= 1)
+INNER_FRACTION = number('above 0 and below 1', lambda x: 0 < x < 1)
+SHARE = number('above 0 and at most 1', lambda x: 0 < x <= 1)
+DECAY = number('of at least 0 and below 1', lambda x: 0 <= x < 1)
+AXIS = lambda x: None if x == -1 else whole(1)(x) and 'a whole number of at least 1, or -1'
+
+TRAIN = dict(
+    steps=whole(1), batch_size=whole(1), accumulation=whole(1),
+    optimizer=one_of('adamw', 'adafactor'), learning_rate=POSITIVE, warmup_steps=whole(0),
+    schedule=one_of('cosine', 'linear', 'constant', 'plateau_cosine'), final_fraction=FRACTION,
+    weight_decay=NOT_NEGATIVE, b1=DECAY, b2=DECAY, clip_norm=optional(POSITIVE), dropout=DECAY,
+    log_every=whole(1), eval_every=whole(1), checkpoint_every=whole(1),
+    keep_checkpoints=whole(1))
+SAMPLING = dict(top_k=optional(whole(1)), top_p=optional(SHARE))
+
+# A nested dict is a section; `anything` marks what another function looks into.
+LEGAL = dict(
+    study=text,
+    seed=whole(0),
+    mesh=dict(data=AXIS, fsdp=AXIS, tensor=AXIS),
+    task=dict(
+        name=one_of(*TASKS), vocab_size=whole(8), max_length=whole(2), prompt_length=whole(1),
+        max_examples=optional(whole(1)), validation_fraction=INNER_FRACTION,
+        train_files=_paths, validation_files=_paths,
+        inputs_field=lambda x: None if isinstance(x, str) else 'a string', targets_field=text,
+        metric=optional(one_of('accuracy', 'rouge2', 'bleu'))),
+    target=dict(model=anything, train=TRAIN),
+    draft=dict(model=anything, train=TRAIN),
+    distill=dict(
+        objective=one_of(*OBJECTIVES), beta=INNER_FRACTION, data_source=one_of(*DATA_SOURCES),
+        student_fraction=FRACTION, normalisation=one_of('sequence', 'token'),
+        temperature=POSITIVE,
+        rollout=dict(temperature=NOT_NEGATIVE, max_new_tokens=whole(1), **SAMPLING),
+        seeds=each(whole(0)), control=truth, train=TRAIN),
+    evaluate=dict(
+        temperatures=each(NOT_NEGATIVE), gammas=each(whole(1)),
+        draft_sampling=one_of('sampled', 'greedy'), rule=one_of('exact'), epsilon=SHARE,
+        batch_size=whole(1), num_prompts=whole(1), max_new_tokens=whole(1),
+        bootstrap_samples=whole(1), **SAMPLING),
+)
+OPTIONAL_SECTIONS = ('target', 'draft', 'distill', 'evaluate')
+
+
+def unknown_name(path: str, name: str, legal: Iterator[str]) -> str:
+  """The sentence about a field that does not exist, with the nearest ones that do."""
+  legal = sorted(legal)
+  near = difflib.get_close_matches(name, legal, n=2, cutoff=0.6)
+  hint = f'did you mean {" or ".join(near)}?' if near else f'the fields are {", ".join(legal)}'
+  return f'config has no field {path}{name}; {hint}'
+
+
+def _check_fields(section: Any, legal: dict[str, Any], path: str) -> None:
+  if not isinstance(section, ml_collections.ConfigDict):
+    raise ValueError(f'config.{path.rstrip(".")} is {section!r}; it must be a section with the '
+                     f'fields {", ".join(legal)}')
+  for name in section:
+    if name not in legal:
+      raise ValueError(unknown_name(path, name, legal))
+  for name, rule in legal.items():
+    if name not in section:
+      raise ValueError(f'config has no field {path}{name}; start from configs.common.study()')
+    value = section[name]
+    if isinstance(rule, dict):
+      if value is not None or path or name not in OPTIONAL_SECTIONS:
+        _check_fields(value, rule, f'{path}{name}.')
+    elif wish := rule(value):
+      raise ValueError(f'config.{path}{name} is {value!r}; it must be {wish}')
+
+
+def _check_model(model: Any, vocab_size: int, path: str) -> None:
+  from specdistill_jax.models import decoder  # brings in JAX, which the flags can do without
+  legal = {field.name for field in dataclasses.fields(decoder.DecoderConfig)} - {'vocab_size'}
+  if not isinstance(model, ml_collections.ConfigDict):
+    raise ValueError(f'config.{path} is {model!r}; it must be a section, see '
+                     'configs.common.decoder()')
+  for name in model:
+    if name not in legal:
+      raise ValueError(unknown_name(f'{path}.', name, legal))
+  try:
+    decoder.DecoderConfig(vocab_size=vocab_size, **model)
+  except (ValueError, TypeError) as error:
+    raise ValueError(f'config.{path} is wrong: {error}') from error
+
+
+def _check_train(train: Any, path: str, rows: int) -> None:
+  if train.warmup_steps >= train.steps:
+    raise ValueError(f'config.{path}.warmup_steps is {train.warmup_steps}; it must be below '
+                     f'{path}.steps, {train.steps}')
+  if train.batch_size % train.accumulation:
+    raise ValueError(f'config.{path}.batch_size is {train.batch_size}; it must be a multiple '
+                     f'of {path}.accumulation, {train.accumulation}')
+  if (train.batch_size // train.accumulation) % rows:
+    raise ValueError(
+        f'config.{path}.batch_size is {train.batch_size}; each of its {train.accumulation} '
+        f'micro-batches must be a multiple of mesh.data x mesh.fsdp, {rows}')
+
+
+def _check_sections(config: Any) -> None:
+  """A stage needs the models that an earlier stage makes."""
+  needs = dict(distill=('target', 'draft'), evaluate=('target', 'draft'))
+  for stage, models in needs.items():
+    for model in models:
+      if config[stage] is not None and config[model] is None:
+        raise ValueError(f'config.{model} is None but config.{stage} is set; {stage} needs a '
+                         f'{model}: give config.{model}, or set config.{stage} to None')
+
+
+def is_language_modelling(task: Any) -> bool:
+  """Rows are running text, of which the first `prompt_length` tokens serve as the prompt."""
+  return task.name == 'stdlib_docs' or (task.name == 'local_files' and not task.inputs_field)
+
+
+def _check_task(task: Any) -> None:
+  if task.name == 'local_files' and not task.train_files:
+    raise ValueError("config.task.train_files is (); the task 'local_files' needs at least one "
+                     "path, as in --config.task.train_files=\"('train.jsonl',)\"")
+  for field in ('train_files', 'validation_files'):
+    if task.name != 'local_files' and task[field]:
+      raise ValueError(f'config.task.{field} is {task[field]!r}, but the task is '
+                       f"{task.name!r}; only 'local_files' reads files")
+  if is_language_modelling(task) and task.prompt_length >= task.max_length:
+    raise ValueError(f'config.task.prompt_length is {task.prompt_length}; it must be below '
+                     f'task.max_length, {task.max_length}')
+
+
+def _check_new_tokens(task: Any, max_new_tokens: int, path: str) -> None:
+  room = task.max_length - (task.prompt_length if is_language_modelling(task) else 1)
+  if max_new_tokens > room:
+    prompt = f' less task.prompt_length, {task.prompt_length}' * is_language_modelling(task)
+    raise ValueError(
+        f'config.{path}.max_new_tokens is {max_new_tokens}; rows hold task.max_length tokens, '
+        f'{task.max_length},{prompt} so that it must be at most {room}')
+
+
+def _check_distill(distill: Any) -> None:
+  if '+' not in distill.data_source and distill.student_fraction != DEFAULT_STUDENT_FRACTION:
+    mixtures = ' or '.join(repr(name) for name in DATA_SOURCES if '+' in name)
+    raise ValueError(
+        f'config.distill.student_fraction is {distill.student_fraction}, but data_source '
+        f'{distill.data_source!r} is no mixture; use {mixtures}, or leave student_fraction at '
+        f'{DEFAULT_STUDENT_FRACTION}')
+  if distill.objective != 'jsd' and distill.beta != DEFAULT_BETA:
+    raise ValueError(
+        f"config.distill.beta is {distill.beta}, but only the objective 'jsd' has a beta and "
+        f'distill.objective is {distill.objective!r}; leave it at {DEFAULT_BETA}')
+
+
+def _check_evaluate(evaluate: Any) -> None:
+  if evaluate.rule == 'exact' and evaluate.epsilon != 1.0:
+    raise ValueError(f'config.evaluate.epsilon is {evaluate.epsilon}, but the rule '
+                     "'exact' is lossless; epsilon must be 1.0 with it")
+  if evaluate.num_prompts % evaluate.batch_size:
+    raise ValueError(f'config.evaluate.num_prompts is {evaluate.num_prompts}; it must be a '
+                     f'multiple of evaluate.batch_size, {evaluate.batch_size}')
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises a ValueError of one sentence at the first misspelt, illegal or contradictory field."""
+  _check_fields(config, LEGAL, '')
+  _check_sections(config)
+  _check_task(config.task)
+  axes = [config.mesh[axis] for axis in config.mesh]
+  if axes.count(-1) > 1:
+    raise ValueError(f'config.mesh is {dict(config.mesh)}; only one of its axes may be -1')
+  rows = math.prod(size for size in (config.mesh.data, config.mesh.fsdp) if size > 0)
+  for name in ('target', 'draft'):
+    if config[name] is not None:
+      _check_model(config[name].model, config.task.vocab_size, f'{name}.model')
+  for name in ('target', 'draft', 'distill'):
+    if config[name] is not None:
+      _check_train(config[name].train, f'{name}.train', rows)
+  if config.distill is not None:
+    _check_distill(config.distill)
+    _check_new_tokens(config.task, config.distill.rollout.max_new_tokens, 'distill.rollout')
+  if config.evaluate is not None:
+    _check_evaluate(config.evaluate)
+    _check_new_tokens(config.task, config.evaluate.max_new_tokens, 'evaluate')

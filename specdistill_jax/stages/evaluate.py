@@ -1,0 +1,206 @@
+"""Every draft of a study against its target: one line of `results.jsonl` for each setting.
+
+For each temperature, all drafts and draft lengths are measured interleaved on the same held-out
+prompts; the target's own continuations, drawn in the same loop, are what `alpha` is taken on.
+A setting whose line is there already is not measured again.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+import re
+import subprocess
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from rich import progress as rich_progress
+
+from specdistill_jax import api
+from specdistill_jax.checkpoints import store
+from specdistill_jax.data import quality
+from specdistill_jax.data import shards
+from specdistill_jax.decoding import rules
+from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.evaluation import acceptance
+from specdistill_jax.evaluation import latency
+from specdistill_jax.evaluation import measures
+from specdistill_jax.evaluation import rows
+from specdistill_jax.evaluation import step_costs
+from specdistill_jax.models import base
+from specdistill_jax.stages import distill
+from specdistill_jax.stages import workdirs
+
+_ARM = re.compile(r'([^-]+)-([^-]+)-seed(\d+)')  # as distill.arm_names writes it
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+  """A draft and how it came to be; `train_steps` are those after the draft's own training."""
+  model: base.Model
+  objective: str
+  data_source: str | None
+  train_steps: int
+  seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """Held-out prompts in batches of one shape, and their reference texts."""
+  batches: list[tuple[np.ndarray, np.ndarray]]
+  references: list[str]
+
+
+def load_drafts(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Draft]:
+  """The undistilled draft, and every arm of the distillation."""
+  drafts = [Draft(store.load_model(workdir / 'draft'), 'none', None, 0, config.seed)]
+  for name in distill.arm_names(config) if config.distill is not None else ():
+    objective, data_source, seed = _ARM.fullmatch(name).groups()
+    drafts.append(Draft(store.load_model(workdir / 'distill' / name), objective, data_source,
+                        config.distill.train.steps, int(seed)))
+  return drafts
+
+
+def load_prompts(config: ml_collections.ConfigDict, workdir: pathlib.Path,
+                 target: base.Model) -> Prompts:
+  """`evaluate.num_prompts` held-out prompts, the same ones for the same seed."""
+  settings = config.evaluate
+  chosen = shards.validation_prompts(workdir / 'data', settings.num_prompts, config.seed)
+  prompts_bt, lengths_b = api.pad_prompts(
+      target, [tokens for tokens, _ in chosen], settings.max_new_tokens)
+  size = settings.batch_size
+  batches = [(prompts_bt[i:i + size], lengths_b[i:i + size])
+             for i in range(0, len(chosen), size)]
+  return Prompts(batches, [reference for _, reference in chosen])
+
+
+def commit() -> str | None:
+  """The commit that this code is at, with '-dirty' if it was changed; None outside of git."""
+  root = pathlib.Path(__file__).resolve().parents[2]
+  if not (root / '.git').exists():
+    return None
+  try:
+    found = subprocess.run(
+        ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=40',
+         '--exclude=*'], capture_output=True, text=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return found.stdout.strip() or None
+
+
+def _describe(model: base.Model) -> str:
+  """Short and readable: layers x width."""
+  return f'decoder {model.config.num_layers}x{model.config.width}'
+
+
+def _common_fields(config: ml_collections.ConfigDict, target: base.Model) -> dict[str, Any]:
+  """What every row of this study shares."""
+  settings = config.evaluate
+  shared = ('draft_sampling', 'rule', 'epsilon', 'batch_size', 'num_prompts', 'top_k', 'top_p',
+            'max_new_tokens')
+  return dict(
+      {name: settings[name] for name in shared}, study=config.study, task=config.task.name,
+      target=_describe(target), target_parameters=target.num_parameters,
+      device=jax.devices()[0].device_kind, jax_version=jax.__version__, commit=commit(),
+      config_hash=rows.config_hash(workdirs.to_json(config)))
+
+
+def _setting_fields(draft: Draft, temperature: float, gamma: int) -> dict[str, Any]:
+  return dict(
+      draft=_describe(draft.model), draft_parameters=draft.model.num_parameters,
+      objective=draft.objective, data_source=draft.data_source, train_steps=draft.train_steps,
+      seed=draft.seed, temperature=temperature, gamma=gamma)
+
+
+def _overlaps(target: base.Model, draft: Draft, prompts: Prompts, runs: Sequence[latency.Run],
+              sampling: sampling_lib.Sampling) -> np.ndarray:
+  """`[batches, 2]`: overlap summed over the target's own continuations, and their tokens."""
+  counts = []
+  for (prompts_bt, prompt_lengths_b), run in zip(prompts.batches, runs, strict=True):
+    width = prompts_bt.shape[1] + run.generation.tokens.shape[1]
+    tokens_bt = np.zeros((len(prompts_bt), width), np.int32)
+    for row, (start, new) in enumerate(zip(prompt_lengths_b, run.generation.lengths)):
+      tokens_bt[row, :start] = prompts_bt[row, :start]
+      tokens_bt[row, start:start + new] = run.generation.tokens[row, :new]
+    counts_b2 = acceptance.alpha_counts(
+        target.module, draft.model.module, tokens_bt, prompt_lengths_b,
+        prompt_lengths_b + run.generation.lengths, sampling=sampling)
+    counts.append(np.asarray(counts_b2).sum(axis=0))
+  return np.stack(counts)
+
+
+def _quality(metric: str | None, target: base.Model, references: list[str],
+             runs: Sequence[latency.Run]) -> float | None:
+  """The task's metric over the decoded completions; None for plain language modelling."""
+  if metric is None or target.vocabulary is None:
+    return None
+  vocabulary = target.vocabulary
+  predictions = [
+      vocabulary.decode([int(token) for token in tokens[:length] if token != vocabulary.eos_id])
+      for run in runs
+      for tokens, length in zip(run.generation.tokens, run.generation.lengths)]
+  return quality.metric(metric)(references, predictions)
+
+
+def _track(description: str):
+  """A progress bar over batches in a terminal; nothing elsewhere."""
+  def wrap(batches):
+    return rich_progress.track(batches, description, disable=not rich_progress.get_console(
+        ).is_terminal)
+  return wrap
+
+
+def _temperature(config, target, drafts, prompts, temperature, path, common) -> None:
+  """Measures the settings of one temperature that have no line yet, and appends their lines."""
+  settings = config.evaluate
+  sampling = sampling_lib.Sampling(temperature, settings.top_k, settings.top_p)
+  rule = rules.for_sampling(settings.rule, settings.epsilon, sampling)
+  present = {rows.identity(row) for row in rows.read(path)}
+  wanted = {}
+  for index, draft in enumerate(drafts):
+    for gamma in settings.gammas:
+      fields = {**common, **_setting_fields(draft, temperature, gamma)}
+      if rows.identity(rows.make(**fields)) not in present:
+        wanted[index, gamma] = fields
+  if not wanted:
+    return
+  built = {(index, gamma): step_costs.Setting(api.make_drafter(
+      drafts[index].model, gamma=gamma, target_sampling=sampling,
+      draft_sampling=settings.draft_sampling), rule) for index, gamma in wanted}
+  measured = latency.measure(
+      target.module.unstacked(), built, prompts.batches, jax.random.key(config.seed),
+      sampling=sampling, max_new_tokens=settings.max_new_tokens,
+      progress=_track(f'temperature {temperature:g}'))
+  metric = shards.read_metadata(path.parent / 'data', 'validation')['metric']
+  target_quality = _quality(metric, target, prompts.references, measured.alone)
+  overlaps = {index: _overlaps(target, drafts[index], prompts, measured.alone, sampling)
+              for index, _ in wanted}
+  for name, fields in wanted.items():
+    runs = measured.runs[name]
+    figures = measures.figures(
+        fields, measured.alone, runs, measured.steps[name], overlaps[name[0]],
+        samples=settings.bootstrap_samples)
+    rows.append(path, rows.make(
+        **fields, **figures, lossless=rule.lossless, quality_metric=metric,
+        quality=_quality(metric, target, prompts.references, runs),
+        target_quality=target_quality))
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Evaluates the undistilled draft and every arm, at every temperature and draft length.
+
+  Raises:
+    ValueError: a model is missing, the vocabularies differ, or there are too few held-out rows.
+  """
+  workdir = pathlib.Path(workdir)
+  target = store.load_model(workdir / 'target')
+  drafts = load_drafts(config, workdir)
+  for draft in drafts:
+    api.check_same_vocabulary(target, draft.model)
+  prompts = load_prompts(config, workdir, target)
+  path = workdir / 'results.jsonl'
+  rows.repair(path)
+  common = _common_fields(config, target)
+  for temperature in config.evaluate.temperatures:
+    _temperature(config, target, drafts, prompts, temperature, path, common)

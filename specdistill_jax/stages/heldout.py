@@ -1,0 +1,102 @@
+"""What is measured on held-out rows while a model trains, with the real decoder.
+
+A draft whose training loss looks fine and that is rarely accepted is the most frequent
+complaint about draft trainers: so the speculative sampler runs during training.
+"""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from specdistill_jax import api
+from specdistill_jax import sharding
+from specdistill_jax import structs
+from specdistill_jax.data import records
+from specdistill_jax.data import shards
+from specdistill_jax.losses import objectives
+from specdistill_jax.models import base
+from specdistill_jax.training import rollouts
+from specdistill_jax.training import step as step_lib
+
+GAMMA = 5
+TEMPERATURE = 1.0
+
+_losses = jax.jit(step_lib.losses, static_argnums=0)
+_rollout = jax.jit(rollouts.generate, static_argnames='rollout')
+
+
+class HeldOut:
+  """A fixed batch of held-out rows, and the target's own continuations of their prompts."""
+
+  def __init__(self, directory: pathlib.Path, mesh: Mesh, *, batch_size: int, seed: int,
+               teacher: base.Model | None, max_new_tokens: int):
+    """
+    Args:
+      directory: of the shards that have a `validation` split.
+      teacher: measured against, if there is one.
+      max_new_tokens: of the continuations.
+    """
+    rows = shards.rows(directory, 'validation')
+    order = np.random.default_rng(seed).permutation(len(rows))[:batch_size]
+    chosen = [rows[int(index)] for index in order]
+    width = shards.read_metadata(directory, 'validation')['max_length']
+    self._mesh, self._teacher, self._max_new_tokens = mesh, teacher, max_new_tokens
+    self._key = jax.random.key(seed)
+    self._batch = self._put(records.collate(chosen, width, 'validation'))
+    if teacher is not None:
+      self._prompts = [row.tokens[:row.prompt_length].tolist() for row in chosen]
+      self._continued = self._put(self._continue_prompts())
+
+  def measure(self, student: base.Model) -> dict[str, Any]:
+    """Cross-entropy on the rows; with a teacher also alpha, and acceptance when sampling.
+
+    `validation_alpha` is the overlap on continuations drawn from the target; block efficiency
+    and acceptance by position come from the speculative sampler at temperature 1.
+    """
+    supervised = objectives.Objective(normalisation='token')
+    totals = _losses(supervised, student.module, None, self._batch)
+    figures = dict(validation_cross_entropy=float(totals.loss))
+    if self._teacher is None:
+      return figures
+    overlap = objectives.Objective('tvd', normalisation='token')
+    totals = _losses(overlap, student.module, self._teacher.module, self._continued)
+    stats = jax.device_get(api.speculate(
+        self._teacher, student, self._prompts, gamma=GAMMA, temperature=TEMPERATURE,
+        max_new_tokens=self._max_new_tokens, key=self._key).stats)
+    reached_g, accepted_g = stats.reached_bg.sum(0), stats.accepted_bg.sum(0)
+    return figures | dict(
+        validation_alpha=float(totals.alpha),
+        block_efficiency=float(stats.emitted_b.sum() / stats.target_calls_b.sum()),
+        acceptance_by_position=[
+            float(accepted / reached) if reached else None
+            for accepted, reached in zip(accepted_g, reached_g)])
+
+  def _continue_prompts(self) -> structs.Batch:
+    generated = jax.device_get(api.generate(
+        self._teacher, self._prompts, max_new_tokens=self._max_new_tokens,
+        temperature=TEMPERATURE, key=self._key))
+    rows = []
+    for prompt, tokens, length in zip(self._prompts, generated.tokens, generated.lengths):
+      mask = [0] * len(prompt) + [1] * int(length)
+      rows.append(records.Row(
+          np.concatenate([prompt, tokens[:length]]).astype(np.int32), len(prompt),
+          np.array(mask, np.uint8), '', ''))
+    return records.collate(rows, max(len(row.tokens) for row in rows), 'validation')
+
+  def _put(self, batch):
+    fits = batch.tokens_bt.shape[0] % sharding.rows_per_step(self._mesh) == 0
+    layout = sharding.batch_sharding if fits else sharding.replicated
+    return jax.device_put(batch, layout(self._mesh))
+
+
+def rollout_seconds(student: Any, batch: structs.Batch, key: jax.Array,
+                    rollout: rollouts.Rollout) -> float:
+  """Seconds that sampling one batch takes alone, compiled before."""
+  jax.block_until_ready(_rollout(student, batch, key, rollout=rollout))
+  started = time.perf_counter()
+  jax.block_until_ready(_rollout(student, batch, key, rollout=rollout))
+  return time.perf_counter() - started

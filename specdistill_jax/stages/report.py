@@ -1,0 +1,185 @@
+"""`report.md` with its plots, and the same table in the terminal; everything made from rows."""
+
+from collections.abc import Callable, Sequence
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+from rich import console as rich_console
+from rich import table as rich_table
+
+from specdistill_jax.evaluation import answers
+from specdistill_jax.evaluation import rows as rows_lib
+from specdistill_jax.evaluation import summary as summary_lib
+from specdistill_jax.stages import workdirs
+
+TARGET_ALONE = 'target alone'
+COLUMNS = ('T', 'γ', 'method', 'α', 'block efficiency', 'speed-up', 'predicted', 'tokens/s')
+
+
+def load_rows(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """This config's lines of `results.jsonl`; raises ValueError if there is none."""
+  path = workdir / 'results.jsonl'
+  ours = rows_lib.config_hash(workdirs.to_json(config))
+  found = [row for row in rows_lib.read(path) if row['config_hash'] == ours]
+  if not found:
+    raise ValueError(f'{path} has no line of this config ({ours}); run the stage evaluate first')
+  return found
+
+
+def _brackets(value: float, interval: tuple[float, float] | None, unit: str = '') -> str:
+  if interval is None:
+    return f'{value:.2f}{unit}'
+  return f'{value:.2f}{unit} [{interval[0]:.2f}, {interval[1]:.2f}]'
+
+
+def _plus_minus(value: float, interval: tuple[float, float] | None, unit: str = '') -> str:
+  """Half the interval's width: narrower, for the terminal."""
+  if interval is None:
+    return f'{value:.2f}{unit}'
+  return f'{value:.2f}{unit} ±{(interval[1] - interval[0]) / 2:.2f}'
+
+
+def _quality_columns(summaries: Sequence[summary_lib.Summary]) -> tuple[str, ...]:
+  """Quality of the decoded text, where the task has a metric."""
+  metric = next((s.quality_metric for s in summaries if s.quality is not None), None)
+  return (f'{metric} (%)',) if metric else ()
+
+
+def table(summaries: Sequence[summary_lib.Summary],
+          with_interval: Callable[..., str] = _brackets) -> tuple[tuple[str, ...], list[tuple]]:
+  """Header and lines: at each temperature the target alone, then every method and length."""
+  header = COLUMNS + _quality_columns(summaries)
+  with_quality = len(header) > len(COLUMNS)
+  show = lambda value: '' if value is None else f'{value:.1f}'
+  lines = []
+  for temperature in sorted({s.temperature for s in summaries}):
+    chosen = [s for s in summaries if s.temperature == temperature]
+    first = chosen[0]
+    lines.append((f'{temperature:g}', '', TARGET_ALONE, '', '1.00', '1.00x', '',
+                  f'{first.autoregressive_tokens_per_second:.0f}')
+                 + ((show(first.target_quality),) if with_quality else ()))
+    lines += [
+        (f'{s.temperature:g}', str(s.gamma), s.method if s.lossless else f'{s.method}, lossy',
+         with_interval(s.alpha, s.alpha_interval),
+         with_interval(s.block_efficiency, s.block_efficiency_interval),
+         with_interval(s.speedup_measured, s.speedup_measured_interval, unit='x'),
+         f'{s.speedup_predicted:.2f}x', f'{s.tokens_per_second:.0f}')
+        + ((show(s.quality),) if with_quality else ())
+        for s in chosen]
+  return header, lines
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+  row = lambda cells: '| ' + ' | '.join(cells) + ' |'
+  return '\n'.join([row(header), row(['---'] * len(header)), *map(row, lines)])
+
+
+def curves(path: pathlib.Path) -> dict[str, list[list[tuple[int, float]]]]:
+  """Held-out alpha of each distillation run, by method: a list of (step, alpha) a seed."""
+  if not path.exists():
+    return {}
+  runs: dict[str, list[tuple[int, float]]] = {}
+  for line in path.read_text(encoding='utf-8').splitlines():
+    record = json.loads(line)
+    if record['stage'] == 'distill' and record.get('validation_alpha') is not None:
+      runs.setdefault(record['run'], []).append((record['step'], record['validation_alpha']))
+  found: dict[str, list[list[tuple[int, float]]]] = {}
+  for run_name in sorted(runs):
+    objective, data_source, _ = run_name.split('-')
+    name = summary_lib.method(dict(objective=objective, data_source=data_source))
+    found.setdefault(name, []).append(sorted(runs[run_name]))
+  return found
+
+
+def _plots(summaries, workdir: pathlib.Path) -> list[tuple[str, str]]:
+  """Draws the plots; returns (file name, caption) of each."""
+  from specdistill_jax.evaluation import tradeoff  # matplotlib takes a second to import
+  plots = [
+      ('block_efficiency.png', 'Block efficiency against the draft length, with 95 % intervals.',
+       lambda path: tradeoff.block_efficiency(summaries, path)),
+      ('speedup.png', 'Measured speed-up over the target alone (bars, 95 % intervals) beside '
+       'the predicted one (diamonds).', lambda path: tradeoff.speedups(summaries, path)),
+      ('acceptance_by_position.png', 'Acceptance by draft position, given that it was '
+       'reached, with 95 % intervals.',
+       lambda path: tradeoff.acceptance_by_position(summaries, path))]
+  training = curves(workdir / 'metrics.jsonl')
+  if training:
+    plots.append(('training_alpha.png', 'Held-out α during distillation: means over seeds, '
+                  'single seeds thin.', lambda path: tradeoff.training_curves(training, path)))
+  for name, _, draw in plots:
+    draw(workdir / name)
+  return [(name, caption) for name, caption, _ in plots]
+
+
+def _setting(row: dict[str, Any]) -> str:
+  millions = lambda count: f'{count / 1e6:.2f}M'
+  top = ', '.join(f'{name} {row[name]}' for name in ('top_k', 'top_p') if row[name] is not None)
+  return (
+      f'Task `{row["task"]}`. Target: {row["target"]}, {millions(row["target_parameters"])} '
+      f'parameters; draft: {row["draft"]}, {millions(row["draft_parameters"])}. '
+      f'{row["num_prompts"]} held-out prompts, up to {row["max_new_tokens"]} new tokens each, '
+      f'batch {row["batch_size"]}{", " + top if top else ""}, rule `{row["rule"]}`. '
+      f'Device `{row["device"]}`, jax {row["jax_version"]}, commit `{row["commit"]}`, '
+      f'config `{row["config_hash"]}`.')
+
+
+def _wall_times(workdir: pathlib.Path) -> str:
+  done = [json.loads(path.read_text()) for path in sorted(
+      (workdir / 'done').glob('*.json'), key=lambda path: path.stat().st_mtime)]
+  return ', '.join(f'{stage["stage"]} {stage["wall_seconds"]:.0f} s' for stage in done)
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Writes `report.md` and its plots into `workdir`."""
+  workdir = pathlib.Path(workdir)
+  rows = load_rows(config, workdir)
+  samples = config.evaluate.bootstrap_samples
+  summaries = summary_lib.summarise(rows, samples=samples)
+  header, lines = table(summaries)
+  seeds = max(s.num_seeds for s in summaries)
+  plots = '\n\n'.join(f'![{caption}]({name})\n\n*{caption}*'
+                      for name, caption in _plots(summaries, workdir))
+  wall = _wall_times(workdir)
+  parts = [
+      f'# {config.study}: speculative decoding of `{config.task.name}`',
+      _setting(rows[0]),
+      '## What came out',
+      *answers.write(summaries, samples=samples),
+      '## Results',
+      markdown_table(header, lines),
+      f'T is the temperature. Brackets are 95 % bootstrap intervals over prompts and, for trained arms, '
+      f'{seeds} seed{"s" * (seeds > 1)}; counts are summed before ratios. *Standard SD* is the '
+      'undistilled draft; the *control* had as many further cross-entropy steps as '
+      'distillation. The predicted speed-up is τ / (γ c + v), with the cost of a draft step, c, '
+      'and of a verification, v, measured in the same run. Prefill is left out of all times.',
+      '## Plots', plots]
+  if wall:
+    parts.append(f'Wall time of the stages before this one: {wall}.')
+  aside = workdir / 'report.md.tmp'
+  aside.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
+  aside.replace(workdir / 'report.md')
+
+
+def show(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Prints the table and the answers in the terminal."""
+  samples = config.evaluate.bootstrap_samples
+  summaries = summary_lib.summarise(load_rows(config, workdir), samples=samples)
+  header, lines = table(summaries, _plus_minus)
+  shown = rich_table.Table(title=config.study, header_style='bold')
+  for index, name in enumerate(header):
+    shown.add_column(name, justify='left' if index == 2 else 'right', no_wrap=index == 2)
+  for previous, line in zip([None, *lines], lines):
+    if previous is not None and previous[:2] != line[:2]:
+      shown.add_section()
+    style = 'bold' if line[2].startswith('DistillSpec') else None
+    shown.add_row(*line, style=style)
+  # Wide enough for the table where there is no terminal to ask, as in a log file.
+  console = rich_console.Console()
+  if not console.is_terminal:
+    console = rich_console.Console(width=120)
+  console.print(shown)
+  for answer in answers.write(summaries, samples=samples):
+    console.print(answer.replace('**', ''), highlight=False)
+  console.print(f'Report: {workdir / "report.md"}', highlight=False)

@@ -1,0 +1,71 @@
+"""The directory of a study: which config it belongs to, and which stages have finished in it."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import ml_collections
+
+SHOWN_DIFFERENCES = 3
+
+
+def write_atomically(path: pathlib.Path, document: dict[str, Any]) -> None:
+  """Writes JSON so that a kill leaves the old file or the new one, never half of one."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  aside = path.with_name(path.name + '.tmp')
+  with open(aside, 'w', encoding='utf-8') as file:
+    json.dump(document, file, indent=2)
+    file.write('\n')
+    file.flush()
+    os.fsync(file.fileno())
+  aside.replace(path)
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """A config as JSON gives it back: plain dicts, lists for tuples, references resolved."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def done_path(workdir: pathlib.Path, stage: str) -> pathlib.Path:
+  """The file that says that a stage has finished."""
+  return workdir / 'done' / f'{stage}.json'
+
+
+def _differences(old: Any, new: Any, path: str = '') -> list[str]:
+  """Leaves that differ, as 'a.b is 1 there and 2 here'."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    names = list(old) + [name for name in new if name not in old]
+    return [line for name in names for line in _differences(
+        old.get(name, 'absent'), new.get(name, 'absent'), f'{path}.{name}' if path else name)]
+  return [] if old == new else [f'{path} is {old!r} there and {new!r} here']
+
+
+def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Makes sure that `workdir` is free, or belongs to this very config; touches nothing.
+
+  Raises:
+    ValueError: it is a file, or holds a study of another config.
+  """
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f'workdir {workdir} is a file; it must be a directory')
+  path = workdir / 'config.json'
+  if not path.exists():
+    return
+  try:
+    stored = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(f'{path} is not JSON ({error}); use another workdir') from error
+  differences = _differences(stored, to_json(config))
+  if differences:
+    unseen = len(differences) - SHOWN_DIFFERENCES
+    more = f', and {unseen} more' if unseen > 0 else ''
+    raise ValueError(f'{workdir} holds a study of another config: '
+                     f'{"; ".join(differences[:SHOWN_DIFFERENCES])}{more}; use another workdir')
+
+
+def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Makes `workdir` and its `config.json`, where they are not there yet."""
+  path = workdir / 'config.json'
+  if not path.exists():
+    write_atomically(path, to_json(config))

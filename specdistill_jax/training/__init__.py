@@ -1,0 +1,1 @@
+"""Optimizer and state, the jitted update, and on-policy rollouts."""

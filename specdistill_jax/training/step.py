@@ -1,0 +1,153 @@
+"""The jitted update: rollouts, losses, gradients over micro-batches, optimizer.
+
+One compiled program a run. Arrays are laid out by `sharding`; the state's layout is pinned on
+the way out, since a second call with another layout would compile again.
+"""
+
+import functools
+import math
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import ml_collections
+import optax
+
+from specdistill_jax import sharding
+from specdistill_jax import structs
+from specdistill_jax.losses import objectives
+from specdistill_jax.training import rollouts
+from specdistill_jax.training import state as state_lib
+
+
+@struct.dataclass
+class Metrics:
+  """Scalars of one update.
+
+  Attributes:
+    loss: nats, normalised as the objective says.
+    alpha: mean overlap of student and teacher over the supervised tokens; NaN without one.
+    grad_norm: global norm of the gradient before clipping.
+    learning_rate: as applied.
+    num_tokens: supervised tokens.
+    on_policy: 1 if the rows were the student's own.
+  """
+  loss: jax.Array
+  alpha: jax.Array
+  grad_norm: jax.Array
+  learning_rate: jax.Array
+  num_tokens: jax.Array
+  on_policy: jax.Array
+
+
+def losses(objective: objectives.Objective, student, teacher, batch: structs.Batch, *,
+           dropout_key=None, first: int = 0) -> objectives.Totals:
+  """Forward passes and loss sums; the teacher runs only where the objective reads it.
+
+  Args:
+    first: positions before it carry no loss in any row: their logits are not computed.
+  """
+  labels_bt, mask_bt = objectives.labels_and_mask(batch.tokens_bt, batch.loss_mask_bt)
+  labels_bt, mask_bt = labels_bt[:, first:], mask_bt[:, first:]
+
+  def logits(model, key):
+    features = model.causal(batch.tokens_bt, dropout_key=key).features
+    return model.logits(features['final_btd'][:, first:])
+
+  student_btv = logits(student, dropout_key)
+  if not objective.needs_teacher:
+    return objectives.supervised(objective, student_btv, labels_bt, mask_bt)
+  teacher_btv = logits(jax.lax.stop_gradient(teacher), None)
+  return objectives.distillation(objective, student_btv, teacher_btv, mask_bt)
+
+
+def gradients(objective: objectives.Objective, student, teacher, batch: structs.Batch,
+              dropout_key, *, accumulation: int, first: int, mesh: Mesh):
+  """Gradient of the whole batch's loss, and its totals, a micro-batch at a time.
+
+  Loss sums are accumulated and divided once at the end, so any `accumulation` gives the
+  gradient of the one large batch, however the supervised tokens fall.
+  """
+  def loss_sum(student, batch, key):
+    totals = losses(objective, student, teacher, batch, dropout_key=key, first=first)
+    return totals.loss_sum, totals
+
+  grad_fn = jax.grad(loss_sum, has_aux=True)
+  if accumulation == 1:
+    grads, totals = grad_fn(student, batch, dropout_key)
+  else:
+    keys = None if dropout_key is None else jax.random.split(dropout_key, accumulation)
+    split = _micro_batches(batch, accumulation, mesh)
+
+    def body(sums, scanned):
+      return jax.tree.map(jnp.add, sums, grad_fn(student, *scanned)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, student), objectives.no_totals()
+    (grads, totals), _ = jax.lax.scan(body, zeros, (split, keys))
+  return jax.tree.map(lambda g: g / totals.weight, grads), totals
+
+
+def _micro_batches(batch, accumulation, mesh):
+  """`[b, ...]` to `[accumulation, b / accumulation, ...]`.
+
+  Micro-batch i takes every accumulation-th row from i on, so that each device splits the rows
+  that it already holds.
+  """
+  layout = NamedSharding(mesh, PartitionSpec(None, *sharding.batch_sharding(mesh).spec))
+  def split(x):
+    x = x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:])
+    return jax.lax.with_sharding_constraint(jnp.swapaxes(x, 0, 1), layout)
+  return jax.tree.map(split, batch)
+
+
+def make(settings: Any, objective: objectives.Objective, rollout: rollouts.Rollout | None,
+         mesh: Mesh, abstract_state: state_lib.TrainState):
+  """The jitted `update(state, teacher, batch, key) -> (state, Metrics)`; donates `state`.
+
+  `key` is the run's; the step number is folded in, so that a resumed run draws the same
+  dropout and rollouts. Equal arguments give the same compiled function: runs that differ in
+  their seed alone share one compilation.
+  """
+  shardings = sharding.parameter_shardings(abstract_state, mesh)
+  leaves, treedef = jax.tree.flatten(shardings)
+  frozen = ml_collections.FrozenConfigDict(dict(settings))
+  return _make(frozen, objective, rollout, mesh, tuple(leaves), treedef)
+
+
+@functools.lru_cache(maxsize=8)
+def _make(settings, objective, rollout, mesh, sharding_leaves, treedef):
+  transformation, schedule = state_lib.optimizer(settings), state_lib.schedule(settings)
+
+  def update(state, teacher, batch, key):
+    dropout_key, rollout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    on_policy = jnp.zeros((), bool)
+    if rollout is not None:
+      batch, on_policy = rollouts.mix(state.params, batch, rollout_key, rollout)
+    grads, totals = gradients(
+        objective, state.params, teacher, batch, dropout_key if settings.dropout else None,
+        accumulation=settings.accumulation, mesh=mesh,
+        first=0 if rollout is None else rollout.first_supervised)
+    updates, opt_state = transformation.update(grads, state.opt_state, state.params)
+    metrics = Metrics(
+        loss=totals.loss, alpha=totals.alpha if objective.needs_teacher else jnp.nan,
+        grad_norm=optax.tree.norm(grads), learning_rate=schedule(state.step),
+        num_tokens=totals.num_tokens, on_policy=on_policy)
+    params = optax.apply_updates(state.params, updates)
+    return state_lib.TrainState(step=state.step + 1, params=params,
+                                opt_state=opt_state), metrics
+
+  pinned = jax.tree.unflatten(treedef, sharding_leaves)
+  return jax.jit(update, donate_argnums=0,
+                 out_shardings=(pinned, sharding.replicated(mesh)))
+
+
+def check_finite(metrics: Metrics, step: int) -> None:
+  """Raises FloatingPointError, naming the step, if its loss or gradient is not finite."""
+  for name in ('loss', 'grad_norm'):
+    value = float(getattr(metrics, name))
+    if not math.isfinite(value):
+      raise FloatingPointError(
+          f'{name} is {value} at step {step}, and must be finite: lower the learning rate, or '
+          'look at the data of that step; the last checkpoint is from before it')

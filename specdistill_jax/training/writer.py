@@ -1,0 +1,143 @@
+"""Where training figures go: `metrics.jsonl` and TensorBoard always, and the terminal."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+from rich import progress
+import tensorboardX
+
+METRICS_FILE = 'metrics.jsonl'
+
+
+class Writer:
+  """Writes one line a logged step. A context manager.
+
+  In a terminal a progress bar shows the newest figures; otherwise lines are printed, a few
+  for a run. Of several processes only the first writes anything.
+  """
+
+  def __init__(self, workdir: pathlib.Path, stage: str, run: str, *, first_step: int,
+               steps: int):
+    """Drops what an interrupted run wrote after `first_step`, where this one goes on."""
+    self._labels = dict(stage=stage, run=run)
+    self._steps = steps
+    self._print_from = first_step
+    self._active = jax.process_index() == 0
+    if not self._active:
+      return
+    self._path = workdir / METRICS_FILE
+    drop_after(self._path, first_step, **self._labels)
+    self._events = tensorboardX.SummaryWriter(
+        str(workdir / 'tensorboard' / run), purge_step=first_step + 1)
+    self._bar = None
+    if sys.stdout.isatty():
+      self._bar = progress.Progress(
+          '{task.description}', progress.BarColumn(), progress.MofNCompleteColumn(),
+          progress.TimeRemainingColumn(), '{task.fields[figures]}')
+      self._bar.start()
+      self._task = self._bar.add_task(run, total=steps, completed=first_step, figures='')
+
+  def __enter__(self) -> 'Writer':
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._active:
+      self._events.close()
+      if self._bar is not None:
+        self._bar.stop()
+
+  def advance(self, step: int) -> None:
+    """Moves the progress bar."""
+    if self._active and self._bar is not None:
+      self._bar.update(self._task, completed=step)
+
+  def write(self, step: int, **figures: Any) -> None:
+    """Writes the figures of a step: floats, or lists of floats. NaN is written as null."""
+    if not self._active:
+      return
+    figures = {name: _plain(value) for name, value in figures.items()}
+    with open(self._path, 'a', encoding='utf-8') as file:
+      file.write(json.dumps(self._labels | dict(step=step) | figures) + '\n')
+    for name, value in figures.items():
+      values = {f'{name}/{i}': x for i, x in enumerate(value)} if isinstance(
+          value, list) else {name: value}
+      for tag, x in values.items():
+        if x is not None:
+          self._events.add_scalar(tag, x, step)
+    self._show(step, figures)
+
+  def _show(self, step, figures):
+    shown = '  '.join(f'{name} {figures[name]:.4g}' for name in (
+        'loss', 'alpha', 'tokens_per_second', 'validation_cross_entropy', 'validation_alpha',
+        'block_efficiency') if figures.get(name) is not None)
+    if self._bar is not None:
+      self._bar.update(self._task, figures=shown)
+    elif step >= self._print_from or step == self._steps:
+      print(f'  {self._labels["run"]}  {step}/{self._steps}  {shown}', flush=True)
+      self._print_from = step + max(1, self._steps // 10)
+
+
+def drop_after(path: pathlib.Path, step: int, **labels: str) -> None:
+  """Removes the lines of `labels` past `step`, so that a resumed run has no step twice.
+
+  A last line without its end was cut off by a kill, and goes too.
+  """
+  if not path.exists():
+    return
+  lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
+  def stays(line):
+    if not line.endswith('\n'):
+      return False
+    row = json.loads(line)
+    return row['step'] <= step or any(row[name] != label for name, label in labels.items())
+  kept = [line for line in lines if stays(line)]
+  if len(kept) < len(lines):
+    aside = path.with_name(path.name + '.tmp')
+    aside.write_text(''.join(kept), encoding='utf-8')
+    os.replace(aside, path)
+
+
+def _plain(value):
+  if value is None or isinstance(value, (str, int)):
+    return value
+  if isinstance(value, (list, tuple)):
+    return [_plain(x) for x in value]
+  value = float(value)
+  return value if math.isfinite(value) else None
+
+
+class Meter:
+  """Steps and tokens per second since the start, over training alone.
+
+  `add` is called when a step's figures have arrived. `pause` says that what comes next is
+  not a step alone: compilation, evaluation, a checkpoint.
+  """
+
+  def __init__(self):
+    self._arrived = None
+    self._seconds, self._steps, self._tokens = 0., 0, 0.
+
+  def pause(self) -> None:
+    self._arrived = None
+
+  def add(self, num_tokens: float) -> None:
+    now = time.perf_counter()
+    if self._arrived is not None:
+      self._seconds += now - self._arrived
+      self._steps += 1
+      self._tokens += num_tokens
+    self._arrived = now
+
+  @property
+  def tokens_per_second(self) -> float | None:
+    return self._tokens / self._seconds if self._steps else None
+
+  @property
+  def seconds_per_step(self) -> float | None:
+    return self._seconds / self._steps if self._steps else None

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The tests, from nothing: makes the environment, runs pytest in two processes.
+#
+#   tests/run.sh [arguments of pytest]
+set -euo pipefail
+
+root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
+# shellcheck source=../launch/environment.sh
+source "$root/launch/environment.sh" "$root/tests/requirements.txt"
+
+cd -- "$root"
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
+exec "$PYTHON" -m pytest -q -n 2 "$@"

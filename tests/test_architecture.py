@@ -1,0 +1,142 @@
+"""The rooms, arrows and fences of the package, read off its imports."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / 'specdistill_jax'
+ENTRY_POINTS = {'main', 'compile', 'convert', 'tables', 'bench'}
+MAX_LINES = 400
+
+# Room -> rooms that it may import, beside itself.
+ARROWS = {
+    'structs': set(),
+    'sharding': {'structs'},
+    'models': {'structs', 'sharding'},
+    'losses': {'structs'},
+    'decoding': {'structs'},
+    'data': {'structs'},
+    'drafters': {'structs', 'sharding', 'models', 'decoding'},
+    'checkpoints': {'structs', 'sharding', 'models', 'drafters', 'data'},
+    'training': {'structs', 'sharding', 'losses', 'decoding'},
+    'evaluation': {'structs', 'decoding'},
+    'api': {'structs', 'models', 'drafters', 'decoding'},
+}
+ARROWS['stages'] = set(ARROWS)
+ENTRY_ARROWS = set(ARROWS)
+
+# Library -> the files, or folders, of the project that may import it.
+FENCES = {
+    'tensorflow': ('specdistill_jax/data/tasks.py', 'specdistill_jax/stages/prepare.py'),
+    'tensorflow_datasets': ('specdistill_jax/data/tasks.py', 'specdistill_jax/stages/prepare.py'),
+    'seqio': ('specdistill_jax/data/tasks.py', 'specdistill_jax/stages/prepare.py'),
+    'orbax': ('specdistill_jax/checkpoints/store.py',),
+    'torch': (),
+    'transformers': (),
+    'matplotlib': ('specdistill_jax/evaluation/tradeoff.py',),
+    'absl.flags': tuple(f'specdistill_jax/{name}.py' for name in ENTRY_POINTS),
+}
+
+
+def imports(path: pathlib.Path) -> set[str]:
+  """Full names of everything that a file imports, inside functions too."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path} uses a relative import'
+      found |= {f'{node.module}.{alias.name}' for alias in node.names}
+  return found
+
+
+def sources() -> list[pathlib.Path]:
+  return sorted(PACKAGE.rglob('*.py'))
+
+
+def room(path: pathlib.Path) -> str:
+  return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def below(library: str, name: str) -> bool:
+  return name == library or name.startswith(library + '.')
+
+
+@pytest.mark.parametrize('path', sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_down(path):
+  mine = room(path)
+  if mine == '__init__':
+    assert not any(name.startswith('specdistill_jax') for name in imports(path))
+    return
+  assert mine in ARROWS or mine in ENTRY_POINTS, f'{mine} is a room that the design lacks'
+  allowed = ARROWS.get(mine, ENTRY_ARROWS) | {mine}
+  used = {name.split('.')[1] for name in imports(path) if name.startswith('specdistill_jax.')}
+  assert used <= allowed, f'{mine} must not import {used - allowed}'
+
+
+def test_arrows_have_no_cycle():
+  order = []
+  remaining = dict(ARROWS)
+  while remaining:
+    free = [name for name, needs in remaining.items() if not needs - set(order) - {name}]
+    assert free, f'a cycle among {sorted(remaining)}'
+    order += free
+    for name in free:
+      del remaining[name]
+
+
+def test_algorithms_know_no_model():
+  for name in ('losses', 'decoding', 'data'):
+    assert ARROWS[name] == {'structs'}
+
+
+@pytest.mark.parametrize('library', FENCES)
+def test_fences(library):
+  outside = [str(path.relative_to(ROOT)) for path in sources() + sorted(ROOT.glob('configs/*.py'))
+             if any(below(library, name) for name in imports(path))]
+  assert set(outside) <= set(FENCES[library]), f'{library} is imported by {outside}'
+
+
+def test_configs_import_only_their_library():
+  for path in sorted(ROOT.glob('configs/*.py')):
+    foreign = {name for name in imports(path)
+               if not below('ml_collections', name) and name != 'configs.common'}
+    assert not foreign, f'{path.name} imports {foreign}'
+
+
+def test_files_stay_short():
+  lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding='utf-8').splitlines())
+             for path in sources()}
+  assert max(lengths.values()) < MAX_LINES, {k: v for k, v in lengths.items() if v >= MAX_LINES}
+
+
+def test_no_cycle_between_modules():
+  """Module-level arrows inside a room: importing must have an order."""
+  names = {'.'.join(path.relative_to(ROOT).with_suffix('').parts): path for path in sources()}
+  needs = {name: {used for used in imports(path) if used in names} for name, path in names.items()}
+  done = set()
+  while len(done) < len(needs):
+    free = {name for name in needs if name not in done and needs[name] <= done}
+    assert free, f'a cycle among {sorted(set(needs) - done)}'
+    done |= free
+
+
+def loaded_after(statement: str) -> set[str]:
+  listing = subprocess.run(
+      [sys.executable, '-c', f'{statement}\nimport sys\nprint("\\n".join(sys.modules))'],
+      cwd=ROOT, capture_output=True, text=True, check=True)
+  return set(listing.stdout.split())
+
+
+def test_importing_the_package_is_light():
+  heavy = {'tensorflow', 'seqio', 'orbax', 'matplotlib', 'torch', 'jax', 'flax'}
+  assert not loaded_after('import specdistill_jax') & heavy
+
+
+def test_importing_main_is_light():
+  heavy = {'tensorflow', 'seqio', 'orbax', 'matplotlib', 'torch', 'jax', 'flax'}
+  assert not loaded_after('import specdistill_jax.main') & heavy

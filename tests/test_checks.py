@@ -1,0 +1,161 @@
+"""Each wrong config ends in one sentence with field, value and what would be right."""
+
+import pytest
+
+from configs import common
+from specdistill_jax.decoding import rules
+from specdistill_jax.losses import objectives
+from specdistill_jax.stages import checks
+from specdistill_jax.stages import distill
+
+WRONG = [
+    # Field, value, and what the sentence must name beside both.
+    ('distill.objective', 'forwad_kl', 'forward_kl'),
+    ('distill.objective', 'kl', 'reverse_kl'),
+    ('distill.data_source', 'drafts', 'draft_stored'),
+    ('distill.student_fraction', 1.5, 'from 0 to 1'),
+    ('distill.student_fraction', 0.75, 'fixed+draft'),
+    ('distill.beta', 0.0, 'above 0'),
+    ('distill.beta', 0.1, 'jsd'),
+    ('distill.temperature', 0.0, 'above 0'),
+    ('distill.normalisation', 'mean', 'sequence'),
+    ('distill.seeds', (), 'at least one'),
+    ('distill.seeds', (1, 1), 'without repeated'),
+    ('distill.rollout.temperature', -1.0, 'at least 0'),
+    ('distill.rollout.max_new_tokens', 90, 'at most 80'),
+    ('distill.rollout.top_k', 0, 'at least 1'),
+    ('evaluate.gammas', (0, 3), 'at least 1'),
+    ('evaluate.gammas', (2.5,), 'whole number'),
+    ('evaluate.temperatures', (-0.5,), 'at least 0'),
+    ('evaluate.temperatures', (float('nan'),), 'at least 0'),
+    ('evaluate.top_p', 0.0, 'above 0 and at most 1'),
+    ('evaluate.top_p', 1.1, 'above 0 and at most 1'),
+    ('evaluate.epsilon', 0.0, 'above 0 and at most 1'),
+    ('evaluate.epsilon', 1.2, 'above 0 and at most 1'),
+    ('evaluate.epsilon', 0.5, 'must be 1.0'),
+    ('evaluate.rule', 'typical', 'exact'),
+    ('evaluate.draft_sampling', 'best', 'greedy'),
+    ('evaluate.batch_size', 5, 'multiple'),
+    ('evaluate.max_new_tokens', 200, 'at most 80'),
+    ('target.train.steps', 0, 'at least 1'),
+    ('target.train.steps', True, 'at least 1'),
+    ('draft.train.accumulation', 3, 'multiple'),
+    ('draft.train.warmup_steps', 300, 'below'),
+    ('draft.train.optimizer', 'sgd', 'adamw'),
+    ('draft.train.learning_rate', float('inf'), 'above 0'),
+    ('target.train.schedule', 'cosin', "did you mean 'cosine'"),
+    ('target.model.num_kv_heads', 3, 'multiple'),
+    ('target.model.head_dim', 7, 'even'),
+    ('target.model.dtype', 'float16', 'bfloat16'),
+    ('task.name', 'stdlib_doc', 'stdlib_docs'),
+    ('task.prompt_length', 96, 'below'),
+    ('task.validation_fraction', 1.0, 'below 1'),
+    ('task.train_files', ('a.txt',), 'local_files'),
+    ('task.metric', 'rouge', 'rouge2'),
+    ('mesh.data', 0, 'at least 1, or -1'),
+    ('study', '', 'non-empty'),
+]
+
+
+def refused(config) -> str:
+  with pytest.raises(ValueError) as caught:
+    checks.check(config)
+  sentence = str(caught.value)
+  assert '\n' not in sentence
+  return sentence
+
+
+def place(config, path: str, value) -> None:
+  *parents, name = path.split('.')
+  for parent in parents:
+    config = config[parent]
+  with config.ignore_type():
+    config[name] = value
+
+
+@pytest.mark.parametrize('path,value,right', WRONG, ids=lambda x: str(x))
+def test_wrong_value(path, value, right):
+  config = common.study('x')
+  place(config, path, value)
+  sentence = refused(config)
+  # Fields of a model are named by the model's own words, below the section.
+  field = path if '.model.' not in path else path.rsplit('.', 1)[0]
+  assert field.split('.')[-1] in sentence and right in sentence
+  assert str(value) in sentence or repr(value) in sentence
+
+
+@pytest.mark.parametrize('section,name,meant', [
+    ('', 'distil', 'distill'), ('distill', 'objectiv', 'objective'),
+    ('evaluate', 'gamma', 'gammas'), ('distill.rollout', 'temprature', 'temperature'),
+    ('target.model', 'num_layer', 'num_layers'), ('target.train', 'step', 'steps')])
+def test_misspelt_field(section, name, meant):
+  config = common.study('x')
+  place(config, f'{section}.{name}'.lstrip('.'), 1)
+  sentence = refused(config)
+  assert name in sentence and f'did you mean {meant}' in sentence
+
+
+def test_missing_field_and_section():
+  config = common.study('x')
+  del config.evaluate.gammas
+  assert 'evaluate.gammas' in refused(config)
+  config = common.study('x')
+  with config.ignore_type():
+    config.task = None
+  assert 'config.task is None' in refused(config)
+
+
+@pytest.mark.parametrize('model,stage', [('target', 'distill'), ('draft', 'distill'),
+                                         ('target', 'evaluate')])
+def test_stage_without_its_model(model, stage):
+  config = common.study('x')
+  config[model] = None
+  if stage == 'evaluate':
+    config.distill = None
+  sentence = refused(config)
+  assert f'config.{model} is None' in sentence and f'config.{stage} is set' in sentence
+
+
+def test_left_out_sections_are_legal():
+  config = common.study('x')
+  config.distill = None
+  checks.check(config)
+  config.evaluate = None
+  config.draft = None
+  checks.check(config)
+
+
+def test_contradictions_on_the_mesh():
+  config = common.study('x')
+  config.mesh.fsdp = -1
+  assert 'only one' in refused(config)
+  config = common.study('x')
+  config.mesh.data, config.mesh.fsdp = 3, 2
+  assert 'multiple of mesh.data x mesh.fsdp, 6' in refused(config)
+
+
+def test_local_files_need_files():
+  config = common.study('x')
+  config.task.name = 'local_files'
+  assert 'task.train_files' in refused(config)
+  config.task.train_files = ('a.jsonl', ('b.de', 'b.en'))
+  checks.check(config)
+  config.task.train_files = (('b.de', 'b.en', 'b.fr'),)
+  assert 'pairs' in refused(config)
+
+
+def test_mixture_may_have_a_student_fraction():
+  config = common.study('x')
+  config.distill.data_source = 'fixed+draft'
+  config.distill.student_fraction = 0.75
+  checks.check(config)
+
+
+def test_names_are_those_that_the_stages_know():
+  """A name added to a stage but not here could not be asked for, and the other way round."""
+  assert checks.DATA_SOURCES == distill.DATA_SOURCES
+  assert set(checks.OBJECTIVES) == set(objectives.DIVERGENCES)
+  for name in rules.RULES:
+    config = common.study('x')
+    config.evaluate.rule = name
+    checks.check(config)

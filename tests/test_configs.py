@@ -1,0 +1,67 @@
+"""Every config file loads, locks, is legal, and states nothing that no one reads."""
+
+import importlib.util
+import json
+import pathlib
+
+import ml_collections
+import pytest
+
+from configs import common
+from specdistill_jax.stages import checks
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
+FILES = sorted(path for path in CONFIGS.glob('*.py')
+               if path.name not in ('common.py', '__init__.py'))
+# What a config leaves to its user.
+LEFT_TO_USER = {'local_files': {'task.train_files': ('train.jsonl',)}}
+
+
+def load(path: pathlib.Path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def tuples_only(value, path='config'):
+  """A list in a config can't be overridden from the command line, a tuple can."""
+  if isinstance(value, ml_collections.ConfigDict):
+    for name in value:
+      tuples_only(value[name], f'{path}.{name}')
+  else:
+    assert not isinstance(value, list), f'{path} is a list'
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_config_is_legal(path):
+  module = load(path)
+  config = module.get_config()
+  config.update_from_flattened_dict(LEFT_TO_USER.get(path.stem, {}))
+  config.lock()
+  with pytest.raises(AttributeError):
+    config.no_such_field = 1
+  checks.check(config)
+  tuples_only(config)
+  json.dumps(config.to_dict())
+  assert config.study, 'a study has a name'
+  assert module.__doc__ and len(module.__doc__) > 40, 'a config is a page of a lab book'
+
+
+def test_there_are_configs():
+  assert {'quickstart', 'local_files'} <= {path.stem for path in FILES}
+
+
+def test_table_of_legal_fields_is_that_of_the_defaults():
+  def names(section):
+    return {name: names(section[name]) if isinstance(
+        section[name], ml_collections.ConfigDict) else None for name in section}
+
+  def legal(table):
+    return {name: legal(rule) if isinstance(rule, dict) else None
+            for name, rule in table.items()}
+
+  defaults = names(common.study('x'))
+  for model in ('target', 'draft'):
+    defaults[model]['model'] = None  # the fields of DecoderConfig
+  assert defaults == legal(checks.LEGAL)

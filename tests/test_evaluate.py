@@ -1,0 +1,122 @@
+"""The evaluate stage on untrained models: rows, resuming, and what is left null."""
+
+import jax
+import pytest
+
+import studies
+from specdistill_jax.checkpoints import store
+from specdistill_jax.evaluation import rows
+from specdistill_jax.models import decoder
+from specdistill_jax.stages import checks
+from specdistill_jax.stages import distill
+from specdistill_jax.stages import evaluate
+from specdistill_jax.stages import report
+
+
+def study():
+  config = studies.config()
+  config.evaluate.temperatures = (0.0,)
+  config.evaluate.gammas = (2,)
+  config.evaluate.num_prompts = 3
+  config.evaluate.max_new_tokens = 5
+  config.evaluate.bootstrap_samples = 20
+  return config
+
+
+def save(directory, section, seed):
+  """An untrained model, as a training run would leave it."""
+  config = decoder.DecoderConfig(vocab_size=studies.VOCAB_SIZE, **section.model)
+  module = jax.jit(decoder.init, static_argnums=0)(config, jax.random.key(seed))
+  store.write_model_file(directory, config)
+  with store.Store(directory) as checkpoints:
+    checkpoints.save(1, module, {'count': jax.numpy.int32(1)}, {})
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  config, path = study(), tmp_path_factory.mktemp('study')
+  checks.check(config)
+  studies.write_data(path)
+  save(path / 'target', config.target, 0)
+  save(path / 'draft', config.draft, 1)
+  for seed, name in enumerate(distill.arm_names(config)):
+    save(path / 'distill' / name, config.draft, 2 + seed)
+  evaluate.run(config, path)
+  return path
+
+
+def test_one_complete_row_for_each_setting(workdir):
+  found = rows.read(workdir / 'results.jsonl')
+  assert [(row['objective'], row['data_source'], row['train_steps']) for row in found] == [
+      ('none', None, 0), ('forward_kl', 'draft', 6), ('cross_entropy', 'fixed', 6)]
+  for row in found:
+    assert set(row) == set(rows.FIELDS)
+    unmeasured = {field for field in rows.FIELDS if row[field] is None}
+    # The rows of this study have no text: no metric. Outside of git there is no commit.
+    assert unmeasured - {'data_source', 'commit'} == {
+        'quality_metric', 'quality', 'target_quality', 'top_k', 'top_p'}
+
+
+def test_figures_fit_their_definitions(workdir):
+  for row in rows.read(workdir / 'results.jsonl'):
+    tau, gamma = row['block_efficiency'], row['gamma']
+    assert 1.0 <= tau <= gamma + 1
+    assert row['accepted_per_call'] == pytest.approx(tau - 1)
+    assert 0.0 <= row['alpha'] <= 1.0
+    assert row['speedup_predicted'] == pytest.approx(
+        tau / (gamma * row['cost_ratio'] + row['verify_ratio']))
+    assert row['speedup_measured'] == pytest.approx(
+        row['tokens_per_second'] / row['autoregressive_tokens_per_second'])
+    assert row['mbsu'] == pytest.approx(
+        tau / (gamma * row['draft_parameters'] / row['target_parameters'] + 1))
+    low, high = row['block_efficiency_interval']
+    assert low <= tau <= high
+    emitted, calls = (sum(line[rows.COUNTS.index(name)] for line in row['counts'])
+                      for name in ('emitted', 'target_calls'))
+    assert tau == pytest.approx(emitted / calls)
+    # At batch 1 every kept draft is a token beyond one a call, unless it was the last token.
+    assert sum(row['accepted_by_position']) <= emitted
+    assert len(row['counts']) == row['num_prompts']
+
+
+def test_what_is_there_is_not_measured_again(workdir, monkeypatch):
+  before = (workdir / 'results.jsonl').read_bytes()
+  monkeypatch.setattr(evaluate.latency, 'measure', None)  # calling it would raise
+  evaluate.run(study(), workdir)
+  assert (workdir / 'results.jsonl').read_bytes() == before
+
+
+def test_a_killed_evaluation_resumes(workdir):
+  path = workdir / 'results.jsonl'
+  whole = path.read_bytes()
+  lines = whole.splitlines(keepends=True)
+  path.write_bytes(b''.join(lines[:2]) + lines[2][:40])
+  try:
+    evaluate.run(study(), workdir)
+    resumed = rows.read(path)
+    assert path.read_bytes().startswith(b''.join(lines[:2]))
+    assert [row['objective'] for row in resumed] == ['none', 'forward_kl', 'cross_entropy']
+    # Counts don't depend on what else was measured; times do.
+    first = rows.read(_written(workdir / 'first.jsonl', whole))
+    assert resumed[2]['accepted_by_position'] == first[2]['accepted_by_position']
+    assert resumed[2]['alpha'] == first[2]['alpha']
+  finally:
+    path.write_bytes(whole)
+
+
+def _written(path, content):
+  path.write_bytes(content)
+  return path
+
+
+def test_too_few_prompts_is_one_sentence(workdir):
+  config = study()
+  config.evaluate.num_prompts = 99
+  with pytest.raises(ValueError, match='99.*16'):
+    evaluate.run(config, workdir)
+
+
+def test_report_follows(workdir):
+  report.run(study(), workdir)
+  assert 'target alone' in (workdir / 'report.md').read_text()
+

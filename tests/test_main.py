@@ -1,0 +1,184 @@
+"""The command: order, skipping, resuming, refusing; one sentence for whoever mistyped."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from configs import common
+from specdistill_jax import main
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+QUICKSTART = f'--config={ROOT / "configs" / "quickstart.py"}'
+
+
+@pytest.fixture
+def ran(monkeypatch):
+  """Stages that ran, in order, in place of the real ones."""
+  stages = []
+
+  def fake(stage, config, workdir):
+    assert not (workdir / 'done' / f'{stage}.json').exists()
+    assert json.loads((workdir / 'config.json').read_text())['study'] == config.study
+    stages.append(stage)
+
+  monkeypatch.setattr(main, '_run_stage', fake)
+  return stages
+
+
+def run(workdir, stages=None, **changes):
+  config = common.study('x')
+  config.update_from_flattened_dict(changes)
+  return main.run(config, workdir, stages)
+
+
+WITHOUT_REPORT = list(main.STAGES[:-1])
+
+
+def test_stages_run_in_order_once(tmp_path, ran):
+  seconds = run(tmp_path / 'w', WITHOUT_REPORT[::-1])
+  assert ran == WITHOUT_REPORT == list(seconds)
+  assert run(tmp_path / 'w', WITHOUT_REPORT) == {}
+  assert ran == WITHOUT_REPORT
+  done = json.loads((tmp_path / 'w' / 'done' / 'target.json').read_text())
+  assert done['stage'] == 'target' and done['wall_seconds'] >= 0
+
+
+def test_an_interrupted_stage_runs_again(tmp_path, monkeypatch):
+  ran = []
+
+  def fails_once(stage, config, workdir):
+    ran.append(stage)
+    if ran.count('draft') == 1 and stage == 'draft':
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(main, '_run_stage', fails_once)
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path, WITHOUT_REPORT)
+  assert not (tmp_path / 'done' / 'draft.json').exists()
+  run(tmp_path, WITHOUT_REPORT)
+  assert ran == ['prepare', 'target', 'draft', 'draft', 'distill', 'evaluate']
+
+
+def test_left_out_sections_have_no_stage(tmp_path, ran):
+  config = common.study('x')
+  config.distill = None
+  config.evaluate = None
+  main.run(config, tmp_path)
+  assert ran == ['prepare', 'target', 'draft']
+  with pytest.raises(ValueError, match="'distill' is left out by this config"):
+    main.run(config, tmp_path, ['distill'])
+
+
+def test_a_stage_needs_what_comes_before(tmp_path, ran):
+  with pytest.raises(ValueError, match='--stages=prepare,target,draft,distill'):
+    run(tmp_path / 'w', ['distill'])
+  assert not (tmp_path / 'w').exists() and not ran
+  run(tmp_path / 'w', ['prepare', 'draft'])
+  with pytest.raises(ValueError, match="'distill' needs target, not finished"):
+    run(tmp_path / 'w', ['distill'])
+  with pytest.raises(ValueError, match="did you mean 'evaluate'"):
+    run(tmp_path / 'w', ['evalute'])
+
+
+def test_a_workdir_of_another_config_stays_as_it_is(tmp_path, ran):
+  run(tmp_path, ['prepare'])
+  before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+  with pytest.raises(ValueError, match=r"objective is 'forward_kl' there "
+                                       r"and 'tvd' here; seed is 0 there and 7 here"):
+    run(tmp_path, ['target'], **{'seed': 7, 'distill.objective': 'tvd'})
+  assert ran == ['prepare']
+  assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
+def test_an_illegal_config_touches_nothing(tmp_path, ran):
+  with pytest.raises(ValueError, match='student_fraction'):
+    run(tmp_path / 'w', **{'distill.student_fraction': 2.0})
+  assert not (tmp_path / 'w').exists()
+
+
+def test_a_workdir_that_is_a_file(tmp_path, ran):
+  (tmp_path / 'w').write_text('mine')
+  with pytest.raises(ValueError, match='is a file'):
+    run(tmp_path / 'w')
+  assert (tmp_path / 'w').read_text() == 'mine'
+
+
+def command(capsys, *arguments) -> tuple[int, str, str]:
+  status = main.main(['main', *map(str, arguments)])
+  captured = capsys.readouterr()
+  return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize('arguments,words', [
+    ([], ['--config is missing', 'configs/quickstart.py']),
+    (['--config=configs/nope.py'], ['configs/nope.py', 'not a file']),
+    ([QUICKSTART], ['--workdir is missing']),
+    ([QUICKSTART, '--workdir=W', '--config.distil.objective=tvd'], ['distil', 'distill']),
+    ([QUICKSTART, '--workdir=W', '--config.distill.objectiv=tvd'],
+     ['distill.objectiv', 'did you mean objective']),
+    ([QUICKSTART, '--workdir=W', '--config.seed.x=1'], ['config.seed is 0']),
+    ([QUICKSTART, '--workdir=W', '--config.distill.objective=forwad_kl'],
+     ["'forwad_kl'", 'forward_kl']),
+    ([QUICKSTART, '--workdir=W', '--config.evaluate.gammas=0,3'], ['(0, 3)', 'at least 1']),
+    ([QUICKSTART, '--workdir=W', '--config.distill.beta=half'], ['half']),
+    ([QUICKSTART, '--workdir=W', '--workdri=V'], ['workdri']),
+    ([QUICKSTART, '--workdir=W', 'distill'], ["'distill' is no flag"]),
+    ([QUICKSTART, '--workdir=W', '--stages=evaluate'], ["'evaluate' needs", 'prepare']),
+])
+def test_mistakes_end_in_one_line_and_status_2(capsys, tmp_path, monkeypatch, arguments, words):
+  monkeypatch.chdir(tmp_path)
+  status, out, err = command(capsys, *arguments)
+  assert status == 2 and out == ''
+  assert err.startswith('error: ') and err.count('\n') == 1
+  for word in words:
+    assert word in err
+  assert not list(tmp_path.iterdir())
+
+
+def test_overrides_and_config_argument_reach_the_study(capsys, tmp_path, ran):
+  status, out, err = command(
+      capsys, '--config', ROOT / 'configs' / 'quickstart.py', f'--workdir={tmp_path}',
+      '--stages=prepare,target', '--config.distill.seeds=3,4', '--config.evaluate.gammas=2',
+      '--config.distill.objective=reverse_kl', '--config.distill.rollout.top_p=0.9')
+  assert status == 0, err
+  assert ran == ['prepare', 'target'] and 'total wall time' in out
+  stored = json.loads((tmp_path / 'config.json').read_text())
+  assert stored['distill']['seeds'] == [3, 4] and stored['evaluate']['gammas'] == [2]
+  assert stored['distill']['objective'] == 'reverse_kl'
+  assert stored['distill']['rollout']['top_p'] == 0.9
+
+
+def test_the_unexpected_keeps_its_traceback(tmp_path, monkeypatch):
+  """A ValueError that no `raise` statement of ours made is a bug, not a sentence."""
+  monkeypatch.setattr(main, '_run_stage', lambda *_: int('not a number'))
+  with pytest.raises(ValueError, match='invalid literal'):
+    main.main(['main', QUICKSTART, f'--workdir={tmp_path}', '--stages=prepare'])
+
+
+def test_a_stage_may_end_in_a_sentence_too(capsys, tmp_path):
+  status, _, err = command(
+      capsys, f'--config={ROOT / "configs" / "local_files.py"}', f'--workdir={tmp_path}',
+      f'--config.task.train_files={tmp_path / "missing.jsonl"}', '--stages=prepare')
+  assert status == 2 and err.startswith('error: ') and 'missing.jsonl' in err
+  assert not (tmp_path / 'done' / 'prepare.json').exists()
+
+
+def test_the_module_runs_as_a_command_and_helps():
+  done = subprocess.run(
+      [sys.executable, '-m', 'specdistill_jax.main', '--help'], cwd=ROOT, text=True,
+      capture_output=True, check=True)
+  assert '--workdir' in done.stdout and '--stages' in done.stdout
+
+
+def test_local_sh_says_how_it_is_used():
+  done = subprocess.run(['bash', ROOT / 'launch' / 'local.sh'], text=True, capture_output=True)
+  assert done.returncode == 2 and 'usage' in done.stderr
+
+
+@pytest.mark.parametrize('script', ['launch/local.sh', 'tests/run.sh', '.ci/run'])
+def test_scripts_are_executable(script):
+  assert os.access(ROOT / script, os.X_OK)

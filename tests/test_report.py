@@ -1,0 +1,137 @@
+"""The report says what the rows say, favourable or not."""
+
+import numpy as np
+import pytest
+
+import results
+from specdistill_jax.evaluation import answers
+from specdistill_jax.evaluation import summary as summary_lib
+from specdistill_jax.stages import report
+
+DISTILLED = 'DistillSpec (forward_kl, draft)'
+
+
+def summaries_of(**kwargs):
+  return summary_lib.summarise(results.study(**kwargs), samples=100)
+
+
+@pytest.fixture(scope='module')
+def summaries():
+  return summaries_of()
+
+
+def find(summaries, method, gamma, temperature=1.0):
+  return next(s for s in summaries
+              if (s.method, s.gamma, s.temperature) == (method, gamma, temperature))
+
+
+def test_seeds_are_pooled_by_sums(summaries):
+  rows = [row for row in results.study() if row['objective'] == 'forward_kl'
+          and row['gamma'] == 5 and row['temperature'] == 1.0]
+  counts = np.sum([np.sum(row['counts'], axis=0) for row in rows], axis=0)
+  found = find(summaries, DISTILLED, 5)
+  assert found.num_seeds == 2
+  assert found.block_efficiency == pytest.approx(counts[0] / counts[1])
+  assert found.block_efficiency_interval[0] < found.block_efficiency
+  assert found.block_efficiency < found.block_efficiency_interval[1]
+  reached = np.sum([row['reached_by_position'] for row in rows], axis=0)
+  accepted = np.sum([row['accepted_by_position'] for row in rows], axis=0)
+  assert found.acceptance_by_position == pytest.approx(list(accepted / reached))
+
+
+def test_methods_are_told_apart(summaries):
+  assert {s.method for s in summaries} == {'standard SD', 'control', DISTILLED}
+  assert [s.is_distilled for s in summaries] == [s.method == DISTILLED for s in summaries]
+  assert len(summaries) == 2 * 2 * 3
+
+
+def test_a_row_written_twice_counts_once():
+  rows = results.study()
+  once, twice = (summary_lib.summarise(made, samples=10) for made in (rows, rows + rows[:1]))
+  assert [s.num_seeds for s in once] == [s.num_seeds for s in twice]
+
+
+def test_gains_are_ratios_of_pooled_figures(summaries):
+  one, other = find(summaries, DISTILLED, 5), find(summaries, 'standard SD', 5)
+  gain, (low, high) = summary_lib.gain_in_block_efficiency(one, other, samples=100)
+  assert gain == pytest.approx(one.block_efficiency / other.block_efficiency)
+  assert 1.0 < low < gain < high
+  alpha, _ = summary_lib.gain_in_alpha(one, other, samples=100)
+  assert alpha == pytest.approx(one.alpha - other.alpha)
+  speed, _ = summary_lib.gain_in_speed(one, other, samples=100)
+  assert speed == pytest.approx(one.tokens_per_second / other.tokens_per_second)
+  same, interval = summary_lib.gain_in_block_efficiency(one, one, samples=100)
+  assert same == 1.0 and interval == (1.0, 1.0)  # paired: what is common cancels
+
+
+def test_table_has_the_target_alone_and_every_method(summaries):
+  header, lines = report.table(summaries)
+  assert len(lines) == len(summaries) + 2 and all(len(line) == len(header) for line in lines)
+  alone = [line for line in lines if line[2] == report.TARGET_ALONE]
+  assert len(alone) == 2 and all('1.00x' in line for line in alone)
+  assert 'accuracy' not in ' '.join(header)
+
+
+def test_quality_stands_beside_the_target_quality():
+  rows = [dict(row, quality_metric='accuracy', quality=30.0 + row['seed'], target_quality=33.0)
+          for row in results.study()]
+  header, lines = report.table(summary_lib.summarise(rows, samples=10))
+  assert header[-1] == 'accuracy (%)'
+  assert {line[-1] for line in lines} == {'33.0', '30.0', '30.5'}  # target, one seed, two
+
+
+def test_a_lossy_row_says_so():
+  rows = [dict(row, lossless=False) for row in results.study()]
+  _, lines = report.table(summary_lib.summarise(rows, samples=10))
+  assert all('lossy' in line[2] for line in lines if line[2] != report.TARGET_ALONE)
+
+
+def test_answers_of_a_success(summaries):
+  bought, faster, prediction = answers.write(summaries, samples=100)
+  assert 'a loss' not in bought and 'not distinguishable' not in bought
+  assert 'against the control' in bought
+  assert faster.count(': yes;') == 2
+  assert 'c = 0.10 and v = 1.40' in prediction
+
+
+def test_answers_of_a_failure_are_honest():
+  """Drafts that agree rarely, distillation without effect, a clock that says slower."""
+  bought, faster, _ = answers.write(
+      summaries_of(plain=0.3, distilled=0.3, slowdown=2.0), samples=100)
+  assert 'not distinguishable from no change' in bought
+  assert faster.count('no, it is slower') == 2 and 'yes' not in faster
+  bought, *_ = answers.write(summaries_of(plain=0.7, distilled=0.3), samples=100)
+  assert 'a loss' in bought
+
+
+def test_prediction_off_by_half_is_said():
+  *_, prediction = answers.write(summaries_of(slowdown=2.0), samples=50)
+  assert 'on average 50 %' in prediction
+
+
+def test_report_and_plots(tmp_path, capsys):
+  config = results.config()
+  results.write(tmp_path, results.study())
+  report.run(config, tmp_path)
+  text = (tmp_path / 'report.md').read_text()
+  for name in ('block_efficiency', 'speedup', 'acceptance_by_position', 'training_alpha'):
+    assert f'({name}.png)' in text
+    content = (tmp_path / f'{name}.png').read_bytes()
+    assert content.startswith(b'\x89PNG') and len(content) > 10_000
+  assert '| target alone |' in text and DISTILLED in text
+  assert not list(tmp_path.glob('*.tmp'))
+  report.show(config, tmp_path)
+  assert 'target alone' in capsys.readouterr().out
+
+
+def test_curves_leave_other_stages_out(tmp_path):
+  results.write(tmp_path, [])
+  found = report.curves(tmp_path / 'metrics.jsonl')
+  assert set(found) == {DISTILLED, 'control'}
+  assert [points[-1] for points in found[DISTILLED]] == [(100, 0.7), (100, 0.71)]
+
+
+def test_rows_of_another_config_are_left_out(tmp_path):
+  results.write(tmp_path, [dict(row, config_hash='other') for row in results.study()[:2]])
+  with pytest.raises(ValueError, match='no line of this config'):
+    report.load_rows(results.config(), tmp_path)

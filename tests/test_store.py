@@ -1,0 +1,117 @@
+"""Checkpoints: exact, asynchronous beside donation, readable without the optimizer, on any mesh."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from specdistill_jax import sharding
+from specdistill_jax.checkpoints import store
+from specdistill_jax.models import decoder
+
+CONFIG = decoder.DecoderConfig(
+    vocab_size=32, num_layers=2, width=16, num_heads=2, num_kv_heads=2, head_dim=8,
+    mlp_width=32, dtype='float32')
+INIT = functools.partial(decoder.init, CONFIG, jax.random.key(3))
+OPTIMIZER = optax.adamw(1e-3)
+COUNT = {'count': jnp.int32(4)}
+DATA = {'position': 7, 'nested': {'shuffle': [1, 2]}}
+
+
+def saved(directory, mesh):
+  params = sharding.sharded_init(INIT, mesh)
+  opt_state = jax.tree.map(lambda x: x + 1, OPTIMIZER.init(params))
+  store.write_model_file(directory, CONFIG)
+  with store.Store(directory) as checkpoints:
+    checkpoints.save(5, params, opt_state, DATA)
+  return params, opt_state
+
+
+def restored(directory, mesh):
+  abstract = jax.eval_shape(INIT)
+  with store.Store(directory) as checkpoints:
+    return checkpoints.restore(abstract, jax.eval_shape(OPTIMIZER.init, abstract), mesh)
+
+
+def assert_equal(first, second):
+  assert jax.tree.structure(first) == jax.tree.structure(second)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(first), jax.device_get(second))
+
+
+def test_state_saved_on_eight_devices_is_restored_on_one(tmp_path):
+  params, opt_state = saved(tmp_path, sharding.make_mesh(data=2, fsdp=2, tensor=2))
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  step, new_params, new_opt_state, data = restored(tmp_path, mesh)
+  assert step == 5 and data == DATA
+  assert_equal(params, new_params)
+  assert_equal(opt_state, new_opt_state)
+  assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(new_params))
+
+
+def test_model_is_loaded_without_its_optimizer(tmp_path):
+  params, _ = saved(tmp_path, sharding.make_mesh())
+  (optimizer_folder,) = tmp_path.glob('checkpoints/5/optimizer')
+  optimizer_folder.rename(tmp_path / 'gone')
+  model = store.load_model(tmp_path)
+  assert model.config == CONFIG and model.vocabulary is None
+  assert_equal(params, model.module)
+
+
+def test_load_model_can_change_a_field_of_the_config(tmp_path):
+  saved(tmp_path, sharding.make_mesh())
+  assert store.load_model(tmp_path, dropout=0.5).module.config.dropout == 0.5
+
+
+def test_buffers_donated_during_an_asynchronous_save_do_not_reach_it(tmp_path):
+  """Saving returns before the disk has the state; the next step overwrites its buffers."""
+  state = {f'weight{i}_dd': jnp.full((256, 256), float(i)) for i in range(8)}
+  expected = jax.device_get(jax.tree.map(jnp.copy, state))
+  step = jax.jit(lambda tree: jax.tree.map(lambda x: x - 1000, tree), donate_argnums=0)
+  step(jax.tree.map(jnp.copy, state))  # compiled before, so that the donation comes at once
+  with store.Store(tmp_path) as checkpoints:
+    checkpoints.save(1, state, COUNT, {})
+    for _ in range(3):
+      state = step(state)
+    checkpoints.wait()
+    _, params, _, _ = checkpoints.restore(expected, COUNT, sharding.make_mesh())
+  assert_equal(expected, params)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+  with store.Store(tmp_path, keep=2) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(step, {'bias_d': jnp.ones(2)}, COUNT, {})
+      checkpoints.wait()
+    assert checkpoints.latest_step() == 3
+  kept = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir() if path.is_dir())
+  assert kept == ['2', '3']
+
+
+def test_incomplete_checkpoint_is_ignored(tmp_path):
+  saved(tmp_path, sharding.make_mesh())
+  (tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp').mkdir()
+  with store.Store(tmp_path) as checkpoints:
+    assert checkpoints.latest_step() == 5
+
+
+def test_missing_model_is_named(tmp_path):
+  with pytest.raises(ValueError, match='model.json is missing'):
+    store.load_model(tmp_path)
+  store.write_model_file(tmp_path, CONFIG)
+  with pytest.raises(ValueError, match='no complete checkpoint'):
+    store.load_model(tmp_path)
+
+
+def test_changed_vocabulary_is_refused(tmp_path):
+  (tmp_path / 'vocabulary.model').write_bytes(b'one')
+  saved(tmp_path / 'model', sharding.make_mesh())
+  store.write_model_file(tmp_path / 'model', CONFIG, tmp_path / 'vocabulary.model')
+  (tmp_path / 'vocabulary.model').write_bytes(b'another')
+  with pytest.raises(ValueError, match='token ids mean something else'):
+    store.load_model(tmp_path / 'model')
+  (tmp_path / 'vocabulary.model').unlink()
+  with pytest.raises(ValueError, match='is missing'):
+    store.load_model(tmp_path / 'model')

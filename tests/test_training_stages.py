@@ -1,0 +1,192 @@
+"""The loop as users run it: resuming, skipping, arms, data sources, and how it stops."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import studies
+from specdistill_jax import sharding
+from specdistill_jax import structs
+from specdistill_jax.checkpoints import store
+from specdistill_jax.data import shards
+from specdistill_jax.models import decoder
+from specdistill_jax.stages import distill
+from specdistill_jax.stages import train
+from specdistill_jax.training import state as state_lib
+from specdistill_jax.training import step as step_lib
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  """Compiling for one device is faster; test_step.py is about several."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sharding, 'make_mesh', functools.partial(
+        sharding.make_mesh, devices=jax.devices()[:1]))
+    yield
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A workdir with data, target and draft."""
+  workdir = tmp_path_factory.mktemp('study')
+  studies.write_data(workdir)
+  for which in ('target', 'draft'):
+    train.run(studies.config(), workdir, which)
+  return workdir
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+  """A copy of it, for one test."""
+  for name in ('data', 'target', 'draft'):
+    (tmp_path / name).symlink_to(trained / name)
+  return tmp_path
+
+
+def lines(workdir, run=None):
+  rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [row for row in rows if run in (None, row['run'])]
+
+
+def without_times(rows):
+  return [{name: value for name, value in row.items()
+           if name not in ('tokens_per_second', 'rollout_share')} for row in rows]
+
+
+def checkpoint(workdir, name, config):
+  """Every leaf of the newest checkpoint of an arm, optimizer and data position included."""
+  directory = workdir / 'distill' / name
+  model_config = store.load_config(directory)
+  abstract = jax.eval_shape(lambda: decoder.init(model_config, jax.random.key(0)))
+  opt_state = jax.eval_shape(state_lib.optimizer(config.distill.train).init, abstract)
+  with store.Store(directory) as checkpoints:
+    return checkpoints.restore(abstract, opt_state, sharding.make_mesh())
+
+
+def test_training_lowers_the_loss_and_leaves_a_model(trained):
+  rows = lines(trained, 'target')
+  assert [row['step'] for row in rows] == list(range(7))
+  assert rows[-1]['validation_cross_entropy'] < rows[0]['validation_cross_entropy'] - 0.1
+  assert {'loss', 'grad_norm', 'learning_rate', 'tokens_per_second'} <= rows[1].keys()
+  assert rows[0]['stage'] == 'target' and rows[1]['alpha'] is None
+  model = store.load_model(trained / 'target')
+  assert model.config.vocab_size == studies.VOCAB_SIZE
+  assert list((trained / 'tensorboard' / 'target').glob('events*'))
+
+
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(workdir, monkeypatch):
+  """Optimizer, data position, dropout, rollouts and the draw of the mixture all go on exactly.
+
+  The run is killed past step 5, and goes on from the checkpoint of step 4: step 5 is run
+  twice and logged once.
+  """
+  config = studies.config(dropout=0.2, accumulation=2)
+  config.distill.update(data_source='fixed+draft', control=False)
+  name, = distill.arm_names(config)
+  (workdir / 'whole').mkdir()
+  for part in ('data', 'target', 'draft'):
+    (workdir / 'whole' / part).symlink_to(workdir / part)
+  distill.run(config, workdir / 'whole')
+
+  real = step_lib.check_finite
+  def killed(metrics, step):
+    real(metrics, step)
+    if step == 6:
+      raise KeyboardInterrupt
+  monkeypatch.setattr(step_lib, 'check_finite', killed)
+  with pytest.raises(KeyboardInterrupt):
+    distill.run(config, workdir)
+  assert [row['step'] for row in lines(workdir)] == [0, 1, 2, 3, 4, 5]
+  monkeypatch.setattr(step_lib, 'check_finite', real)
+  distill.run(config, workdir)
+
+  assert without_times(lines(workdir)) == without_times(lines(workdir / 'whole'))
+  used = {row['on_policy'] for row in lines(workdir)[1:]}
+  assert used == {0.0, 1.0}, 'the mixture drew one kind only: the test saw half of it'
+  resumed, whole = checkpoint(workdir, name, config), checkpoint(workdir / 'whole', name, config)
+  assert resumed[0] == whole[0] == 6 and resumed[3] == whole[3]
+  jax.tree.map(np.testing.assert_array_equal, resumed[1:3], whole[1:3])
+
+
+def test_arms_start_from_the_draft_and_finished_ones_are_skipped(workdir, capsys):
+  config = studies.config()
+  distill.run(config, workdir)
+  names = ['forward_kl-draft-seed0', 'cross_entropy-fixed-seed0']
+  assert distill.arm_names(config) == names
+  first, control = [lines(workdir, name) for name in names]
+  measured = lambda row: {key: row[key] for key in row if key not in ('run', 'stage')}
+  assert measured(first[0]) == measured(control[0])
+  assert len(first) == len(control) == 7
+  assert first[1]['on_policy'] == 1 and control[1]['on_policy'] == 0
+  assert 0 < first[1]['alpha'] <= 1 and control[1]['alpha'] is None
+  last = first[-1]
+  assert 0 < last['rollout_share'] and 0 < last['validation_alpha'] <= 1
+  assert 1 <= last['block_efficiency'] <= 6 and len(last['acceptance_by_position']) == 5
+  before = lines(workdir)
+  distill.run(config, workdir)
+  assert lines(workdir) == before
+  for name in names:
+    assert store.load_model(workdir / 'distill' / name).config.num_layers == 1
+
+
+@pytest.mark.parametrize('source, model', [('target+draft', 'target'), ('draft_stored', 'draft')])
+def test_samples_of_a_model_are_stored_once(workdir, source, model):
+  (workdir / 'data').unlink()  # not into the data that the tests share
+  studies.write_data(workdir)
+  config = studies.config(steps=1, warmup_steps=0)
+  config.distill.update(data_source=source, objective='tvd', control=False)
+  distill.run(config, workdir)
+  stored = workdir / 'data' / model
+  metadata = shards.read_metadata(stored, 'train')
+  assert metadata['source'] == model and metadata['temperature'] == 1.0
+  rows, prompts = shards.rows(stored, 'train'), shards.rows(workdir / 'data', 'train')
+  assert len(rows) == 8  # steps x batch_size
+  for row, prompt in zip(rows, prompts):
+    n = row.prompt_length
+    np.testing.assert_array_equal(row.tokens[:n], prompt.tokens[:n])
+    np.testing.assert_array_equal(np.flatnonzero(row.loss_mask), np.arange(n, len(row.tokens)))
+    assert len(row.tokens) == n + 6 or row.tokens[-1] == structs.EOS_ID
+  written = (stored / 'train.json').stat().st_mtime_ns
+  config.distill.seeds = (1,)
+  distill.run(config, workdir)
+  assert (stored / 'train.json').stat().st_mtime_ns == written
+  config.distill.rollout.temperature = 0.5
+  with pytest.raises(ValueError, match='temperature 1.0.*asks for 0.5'):
+    distill.run(config, workdir)
+
+
+def test_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(workdir):
+  config = studies.config(learning_rate=1e30, checkpoint_every=1, clip_norm=None)
+  config.distill.update(data_source='fixed', control=False)
+  with pytest.raises(FloatingPointError, match=r'is (nan|inf) at step [2-6], and must be finite'):
+    distill.run(config, workdir)
+  name, = distill.arm_names(config)
+  with store.Store(workdir / 'distill' / name) as checkpoints:
+    assert checkpoints.latest_step() == lines(workdir)[-1]['step']
+
+
+def test_impossible_settings_stop_before_anything_is_written(workdir):
+  with pytest.raises(ValueError, match='train.batch_size is 7'):
+    distill.run(studies.config(batch_size=7, accumulation=2), workdir)
+  config = studies.config()
+  config.distill.data_source = 'teacher'
+  with pytest.raises(ValueError, match="'teacher'.*target.draft"):
+    distill.run(config, workdir)
+  assert not (workdir / 'distill').exists() and not (workdir / 'metrics.jsonl').exists()
+
+
+def test_draft_with_another_vocabulary_is_refused(workdir):
+  (workdir / 'draft').unlink()
+  path = workdir / 'draft'
+  path.mkdir()
+  described = json.loads((workdir / 'target' / 'model.json').read_text())
+  other = decoder.DecoderConfig(**described['config'] | dict(vocab_size=20))
+  params = decoder.init(other, jax.random.key(0))
+  store.write_model_file(path, other)
+  with store.Store(path) as checkpoints:
+    checkpoints.save(1, params, {'count': np.int32(1)}, {})
+  with pytest.raises(ValueError, match='vocabulary of 16 tokens and draft one of 20'):
+    distill.run(studies.config(), workdir)
