@@ -35,7 +35,8 @@ source "$root/launch/environment.sh" "$root/requirements.txt"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
 # Compiled programs are kept for the next run. JAX chooses the accelerator unless told otherwise.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/specdistill_jax/xla}"
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/specdistill_jax/xla"
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$cache}"
 
 status=0
 # -P: a folder called configs or specdistill_jax where the user stands must not be imported.

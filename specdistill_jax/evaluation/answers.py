@@ -52,8 +52,9 @@ def _distillation(summaries: Summaries, samples: int) -> str:
     tau, tau_range = summary_lib.gain_in_block_efficiency(one, other, samples=samples)
     speed, speed_range = summary_lib.gain_in_speed(one, other, samples=samples)
     sentence = (
-        f'Against standard SD at {_at(one)} and γ = {gamma}, {one.method} moved α from {other.alpha:.2f} to '
-        f'{one.alpha:.2f} ({alpha:+.2f}{_range(alpha_range, sign="+")}), block efficiency from '
+        f'Against standard SD at {_at(one)} and γ = {gamma}, {one.method} moved α from '
+        f'{other.alpha:.2f} to {one.alpha:.2f} ({alpha:+.2f}{_range(alpha_range, sign="+")}), '
+        'block efficiency from '
         f'{other.block_efficiency:.2f} to {one.block_efficiency:.2f} ({tau:.2f}x'
         f'{_range(tau_range)}{_verdict(tau, tau_range, 1.0)}), and decodes at '
         f'{speed:.2f}x{_range(speed_range)} its speed{_verdict(speed, speed_range, 1.0)}')

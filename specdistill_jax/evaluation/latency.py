@@ -42,7 +42,8 @@ class Measurement:
   Attributes:
     alone: the target without a drafter; seconds averaged over its repetitions.
     runs: by setting.
-    steps: by setting, a few entries; drafters that differ in weights or gamma only share their draft step.
+    steps: by setting, a few entries; drafters that differ in weights or gamma only share
+      their draft step.
   """
   alone: list[Run]
   runs: dict[Hashable, list[Run]]

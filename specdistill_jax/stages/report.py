@@ -149,8 +149,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       *answers.write(summaries, samples=samples),
       '## Results',
       markdown_table(header, lines),
-      f'T is the temperature. Brackets are 95 % bootstrap intervals over prompts and, for trained arms, '
-      f'{seeds} seed{"s" * (seeds > 1)}; counts are summed before ratios. *Standard SD* is the '
+      'T is the temperature. Brackets are 95 % bootstrap intervals over prompts and, for trained '
+      f'arms, {seeds} seed{"s" * (seeds > 1)}; counts are summed before ratios. *Standard SD* is the '
       'undistilled draft; the *control* had as many further cross-entropy steps as '
       'distillation. The predicted speed-up is τ / (γ c + v), with the cost of a draft step, c, '
       'and of a verification, v, measured in the same run. Prefill is left out of all times.',
