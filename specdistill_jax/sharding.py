@@ -90,10 +90,6 @@ def rows_per_step(mesh: Mesh) -> int:
 
 
 def sharded_init(init: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
-  """Runs `init(*args)` so that each device only ever holds its own slice of the result.
-
-  Keys belong in `args`: the compiler folds random numbers of a key that `init` closes over,
-  which takes longer than drawing them.
-  """
+  """Runs `init(*args)` so that each device only ever holds its own slice of the result."""
   shardings = parameter_shardings(jax.eval_shape(init, *args), mesh)
   return jax.jit(init, out_shardings=shardings)(*args)
