@@ -13,9 +13,14 @@ from typing import Any
 
 import ml_collections
 
+from specdistill_jax.data import chat
+from specdistill_jax.data import papers
+from specdistill_jax.data import quality
+from specdistill_jax.stages import sources
+
 Rule = Callable[[Any], str | None]  # a value -> what would be right, or None if it is
 
-TASKS = ('stdlib_docs', 'stdlib_docstrings', 'arithmetic', 'local_files')
+TASKS = sources.NAMES
 OBJECTIVES = ('forward_kl', 'reverse_kl', 'jsd', 'tvd', 'acceptance_nll', 'lk_hybrid')
 DATA_SOURCES = ('fixed', 'target', 'draft', 'draft_stored', 'fixed+draft', 'target+draft')
 DEFAULT_STUDENT_FRACTION = 0.5  # of configs/common.py: says that nobody asked for another
@@ -89,6 +94,14 @@ def _paths(value: Any) -> str | None:
   return None if all(is_path(x) or is_pair(x) for x in value) else wish
 
 
+def _chat_template(value: Any) -> str | None:
+  # A file is looked into when its turn comes.
+  if isinstance(value, str) and value.endswith('.json'):
+    return None
+  wish = one_of(*chat.TEMPLATES)(value)
+  return wish and f'{wish}, or the path of a .json file'
+
+
 POSITIVE = number('above 0', lambda x: x > 0)
 NOT_NEGATIVE = number('of at least 0', lambda x: x >= 0)
 FRACTION = number('from 0 to 1', lambda x: 0 <= x <= 1)
@@ -116,7 +129,9 @@ LEGAL = dict(
         max_examples=optional(whole(1)), validation_fraction=INNER_FRACTION,
         train_files=_paths, validation_files=_paths,
         inputs_field=lambda x: None if isinstance(x, str) else 'a string', targets_field=text,
-        metric=optional(one_of('accuracy', 'rouge2', 'bleu'))),
+        metric=optional(one_of(*quality.METRICS)), max_inputs=optional(whole(1)),
+        max_targets=optional(whole(1)), data_dir=optional(text), vocabulary=optional(text),
+        chat_template=optional(_chat_template), prompt_files=_paths),
     target=dict(model=anything, train=TRAIN),
     draft=dict(model=anything, train=TRAIN),
     distill=dict(
@@ -200,20 +215,63 @@ def _check_sections(config: Any) -> None:
 
 def is_language_modelling(task: Any) -> bool:
   """Rows are running text, of which the first `prompt_length` tokens serve as the prompt."""
-  return task.name == 'stdlib_docs' or (task.name == 'local_files' and not task.inputs_field)
+  return task.name in ('stdlib_docs', 'lm1b') or (
+      task.name == 'local_files' and not task.inputs_field)
+
+
+# Field of the task -> the tasks that read it.
+_READERS = dict(
+    train_files=sources.LOCAL, validation_files=sources.LOCAL, prompt_files=('prompts',),
+    data_dir=(*papers.PAPERS, 'bbh'))
 
 
 def _check_task(task: Any) -> None:
-  if task.name == 'local_files' and not task.train_files:
-    raise ValueError("config.task.train_files is (); the task 'local_files' needs at least one "
-                     "path, as in --config.task.train_files=\"('train.jsonl',)\"")
-  for field in ('train_files', 'validation_files'):
-    if task.name != 'local_files' and task[field]:
+  wishes = dict(data_dir='the folder or bucket of its data set, as in --config.task.data_dir=DIR')
+  for field, readers in _READERS.items():
+    if task.name not in readers and task[field]:
       raise ValueError(f'config.task.{field} is {task[field]!r}, but the task is '
-                       f"{task.name!r}; only 'local_files' reads files")
+                       f'{task.name!r}; only {", ".join(map(repr, readers))} read it')
+    if task.name in readers and not task[field] and field != 'validation_files':
+      wish = wishes.get(field, f'at least one path, as in --config.task.{field}='
+                        "\"('train.jsonl',)\"")
+      raise ValueError(f'config.task.{field} is {task[field]!r}; the task {task.name!r} needs '
+                       f'{wish}')
+  if task.name in sources.EVALUATION_ONLY and not task.vocabulary:
+    raise ValueError(f'config.task.vocabulary is None; the task {task.name!r} has nothing to '
+                     "train one on and needs the models' own SentencePiece model")
   if is_language_modelling(task) and task.prompt_length >= task.max_length:
     raise ValueError(f'config.task.prompt_length is {task.prompt_length}; it must be below '
                      f'task.max_length, {task.max_length}')
+  _check_template(task)
+  _check_lengths(task)
+
+
+def _check_template(task: Any) -> None:
+  if task.name == 'conversations' and task.chat_template is None:
+    raise ValueError("config.task.chat_template is None; the task 'conversations' needs one of "
+                     f'{", ".join(chat.TEMPLATES)}, or the path of a .json file')
+  if is_language_modelling(task) and task.chat_template is not None:
+    raise ValueError(f'config.task.chat_template is {task.chat_template!r}, but the task '
+                     f'{task.name!r} is plain text; leave it at None')
+
+
+def _check_lengths(task: Any) -> None:
+  """A prompt and a completion of the greatest length must fit into a row."""
+  if task.chat_template is not None or is_language_modelling(task):
+    for field in ('max_inputs', 'max_targets'):
+      if task[field] is not None:
+        why = 'plain text' if task.chat_template is None else 'whole turns'
+        raise ValueError(f'config.task.{field} is {task[field]}, but rows are made of {why} '
+                         'here; leave it at None')
+    return
+  most = [length or 0 for length in sources.lengths(task)]
+  if task.name in sources.EVALUATION_ONLY:
+    most[1] = 0
+  if sum(most) > task.max_length:
+    raise ValueError(
+        f'config.task.max_length is {task.max_length}; prompts of up to {most[0]} and '
+        f'completions of up to {most[1]} tokens (task.max_inputs and task.max_targets) need at '
+        f'least {sum(most)}')
 
 
 def _check_new_tokens(task: Any, max_new_tokens: int, path: str) -> None:
