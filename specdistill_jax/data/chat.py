@@ -146,7 +146,7 @@ def _from_fields(fields: object, name: str) -> Template:
 
 
 def render(template: Template, turns: Turns) -> list[Segment]:
-  """The segments of a conversation, learnt and unlearnt ones in turn; '' is no segment.
+  """The segments of a conversation in order.
 
   Args:
     turns: (role, text), at most one `system`, first; then `user` and `assistant` in turn.
@@ -170,7 +170,7 @@ def render(template: Template, turns: Turns) -> list[Segment]:
       else:
         segments.append(Segment(answer + template.end, True, True))
       pending = ''
-  return [segment for segment in segments if segment.text]
+  return [segment for segment in segments if segment.text or segment.ends_answer]
 
 
 def _fill(pattern: str, **texts: str) -> str:
@@ -227,7 +227,7 @@ def check(name: str, segments: Sequence[Segment], turns: Turns, loss_mask: np.nd
   """
   learnt = ''.join(segment.text for segment in segments if segment.is_learnt)
   answers = [text for role, text in turns if role == 'assistant']
-  if not loss_mask[1:].any():
+  if not learnt or not loss_mask[1:].any():
     fault = 'has a loss mask of all zeros: nothing would be learnt'
   elif loss_mask[1:].all():
     fault = 'has a loss mask of all ones: the prompts would be learnt too'

@@ -14,7 +14,7 @@ Metric = Callable[[Sequence[str], Sequence[str]], float]
 ANSWER_MARK = '####'
 _NUMBER = re.compile(r'-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?')
 # What a chain of thought ends in.
-_STATED = re.compile(r'answer is:?\s*([^\n]*\S)', re.IGNORECASE)
+_STATED = re.compile(r'answer is:?', re.IGNORECASE)
 # An option, with or without its brackets and its text.
 _OPTION = re.compile(r'\(([a-z])\)')
 # The sign belongs to the number unless it stands between two operands.
@@ -69,9 +69,8 @@ def exact_answer(references: Sequence[str], predictions: Sequence[str]) -> float
 
 
 def _stated(text: str) -> str:
-  if found := _STATED.findall(text):
-    return found[-1]
-  return text.strip().rsplit('\n', 1)[-1]
+  *before, last = _STATED.split(text.strip())
+  return last.strip().split('\n')[0] if before else last.split('\n')[-1]
 
 
 def _plain(text: str) -> str:
