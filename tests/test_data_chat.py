@@ -28,8 +28,8 @@ WRITTEN = {
     'vicuna': '<s>Be kind. USER: Hi {content}? ASSISTANT:⟦ Hello, hello.</s>⟧USER: More '
               'ASSISTANT:⟦ Fine.</s>⟧',
     'chatml': '<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi {content}?<|im_end|>\n'
-              '<|im_start|>assistant\n⟦Hello, hello.<|im_end|>⟧\n<|im_start|>user\nMore<|im_end|>'
-              '\n<|im_start|>assistant\n⟦Fine.<|im_end|>⟧',
+              '<|im_start|>assistant\n⟦Hello, hello.<|im_end|>⟧\n<|im_start|>user\n'
+              'More<|im_end|>\n<|im_start|>assistant\n⟦Fine.<|im_end|>⟧',
     'gemma': '<bos><start_of_turn>user\nBe kind.\n\nHi {content}?<end_of_turn>\n'
              '<start_of_turn>model\n⟦Hello, hello.<end_of_turn>⟧\n<start_of_turn>user\nMore'
              '<end_of_turn>\n<start_of_turn>model\n⟦Fine.<end_of_turn>⟧',

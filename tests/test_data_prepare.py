@@ -57,7 +57,8 @@ def text(tmp_path_factory):
 
 def load(workdir):
   vocab = vocabulary.Vocabulary(workdir / 'data' / 'vocabulary.model')
-  return vocab, {split: list(shards.rows(workdir / 'data', split)) for split in ('train', 'validation')}
+  return vocab, {split: list(shards.rows(workdir / 'data', split))
+                 for split in ('train', 'validation')}
 
 
 def test_pairs_become_prompt_and_completion(pairs):

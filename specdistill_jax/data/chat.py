@@ -182,17 +182,20 @@ def _fill(pattern: str, **texts: str) -> str:
   return pattern
 
 
-def tokenise(segments: Sequence[Segment], vocabulary, max_length: int) -> Tokenised | None:
-  """A conversation's tokens, cut after the last answer that fits; None where none does.
+def tokenise(conversations: Sequence[Sequence[Segment]], vocabulary,
+             max_length: int) -> list[Tokenised | None]:
+  """Each conversation's tokens, cut after the last answer that fits; None where none does.
 
   The end token closes every row, learnt, where the end of a turn is not it already: decoding
-  stops there and nowhere else.
+  stops there and nowhere else. Give many conversations at once: a call costs more than its
+  tokens.
   """
-  texts = [segment.text for segment in segments if segment.text != END_OF_SEQUENCE]
+  texts = [segment.text for segments in conversations for segment in segments
+           if segment.text != END_OF_SEQUENCE]
   encoded = iter(vocabulary.encode_batch(texts))
-  pieces = [[vocabulary.eos_id] if segment.text == END_OF_SEQUENCE else next(encoded)
-            for segment in segments]
-  return _fit(segments, pieces, vocabulary.eos_id, max_length)
+  return [_fit(segments, [[vocabulary.eos_id] if segment.text == END_OF_SEQUENCE
+                          else next(encoded) for segment in segments],
+               vocabulary.eos_id, max_length) for segments in conversations]
 
 
 def _fit(segments: Sequence[Segment], pieces: Sequence[list[int]], eos_id: int,

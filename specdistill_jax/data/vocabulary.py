@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 
+import numpy as np
 import sentencepiece
 
 from specdistill_jax import structs
@@ -67,8 +68,8 @@ class Vocabulary:
 
   def decode(self, tokens: Sequence[int]) -> str:
     """Text of `tokens`; padding and end tokens have none. Raises on ids outside the size."""
-    ids = [int(token) for token in tokens]
-    for token in ids:
+    ids = np.asarray(tokens, np.int64).tolist()
+    for token in (min(ids), max(ids)) if ids else ():
       if not 0 <= token < self.size:
         raise ValueError(f'Token id {token} is outside the vocabulary of {self.size} ids.')
     return self._processor.decode(ids)

@@ -14,6 +14,8 @@ from specdistill_jax.stages import sources
 
 Counts = dict[str, int]
 
+_BATCH_SIZE = 512
+
 
 def from_texts(tokenised: Iterable, settings: Mapping[str, Any], vocabulary: Any,
                counts: Counts, split: str) -> Iterator[shards.Row]:
@@ -57,27 +59,36 @@ def from_conversations(examples: Sequence[splits.Example], settings: Mapping[str
   what stands before that answer; all answers are learnt.
   """
   counts.update(too_long=0, cut_conversations=0)
-  name = settings['chat_template']
-  template = chat.load(name)
+  template = chat.load(settings['chat_template'])
+  for start in range(0, len(examples), _BATCH_SIZE):
+    _log_progress(split, start)
+    batch = examples[start:start + _BATCH_SIZE]
+    rendered = [chat.render(template, example.turns) for example in batch]
+    tokenised = chat.tokenise(rendered, vocabulary, settings['max_length'])
+    for example, segments, found in zip(batch, rendered, tokenised, strict=True):
+      row = _conversation_row(example, segments, found, settings, counts)
+      if row is not None:
+        yield row
+
+
+def _conversation_row(example: splits.Example, segments: Sequence[chat.Segment],
+                      found: chat.Tokenised | None, settings: Mapping[str, Any],
+                      counts: Counts) -> shards.Row | None:
   is_evaluation_only = settings['name'] in sources.EVALUATION_ONLY
-  for number, example in enumerate(examples):
-    _log_progress(split, number)
-    segments = chat.render(template, example.turns)
-    found = chat.tokenise(segments, vocabulary, settings['max_length'])
-    answers = [text for role, text in example.turns if role == 'assistant']
-    is_cut = found is not None and found.num_answers < len(answers)
-    if found is None or is_cut and is_evaluation_only:
-      counts['too_long'] += 1
-      continue
-    counts['cut_conversations'] += is_cut
-    chat.check(name, segments, example.turns, found.loss_mask)
-    reference = answers[found.num_answers - 1]
-    if is_evaluation_only:
-      yield prompt_row(found.tokens[:found.prompt_length], reference, example.document,
-                       example.category)
-    else:
-      yield shards.Row(found.tokens, found.prompt_length, found.loss_mask, reference,
-                       example.document, example.category)
+  answers = [text for role, text in example.turns if role == 'assistant']
+  is_cut = found is not None and found.num_answers < len(answers)
+  # Cut, a prompt would be an earlier turn's.
+  if found is None or is_cut and is_evaluation_only:
+    counts['too_long'] += 1
+    return None
+  counts['cut_conversations'] += is_cut
+  chat.check(settings['chat_template'], segments, example.turns, found.loss_mask)
+  reference = answers[found.num_answers - 1]
+  if is_evaluation_only:
+    return prompt_row(found.tokens[:found.prompt_length], reference, example.document,
+                      example.category)
+  return shards.Row(found.tokens, found.prompt_length, found.loss_mask, reference,
+                    example.document, example.category)
 
 
 def language_modelling_rows(tokens: np.ndarray, max_length: int, prompt_length: int,
@@ -122,5 +133,5 @@ def _tail(settings: Mapping[str, Any], vocabulary: Any, max_inputs: int | None) 
 
 
 def _log_progress(split: str, number: int) -> None:
-  if not number % 1000:
+  if not number % _BATCH_SIZE:
     logging.log_every_n_seconds(logging.INFO, '%s: %d examples tokenised', 10, split, number)
