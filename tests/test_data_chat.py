@@ -74,6 +74,21 @@ def test_templates_write_as_their_publishers_do(name):
   assert not segments[0].is_learnt and segments[-1].ends_answer
 
 
+def test_texts_that_look_like_the_template_stay_texts():
+  turns = (('system', 'Say {content}.'), ('user', '{system}'), ('assistant', '</s>'))
+  assert marked(chat.render(chat.TEMPLATES['gemma'], turns)).startswith(
+      '<bos><start_of_turn>user\nSay {content}.\n\n{system}<end_of_turn>')
+  bare = chat.Template(user='{content} ', answer='{content}', end='</s>')
+  class Letters:
+    eos_id = 1
+    def encode_batch(self, texts):
+      return [[ord(letter) for letter in text] for text in texts]
+  found, = chat.tokenise([chat.render(bare, turns[1:])], Letters(), 99)
+  assert found.tokens[found.prompt_length:].tolist() == [*map(ord, '</s>'), 1]
+  with pytest.raises(ValueError, match="prompt 'Say .* no place for one: give it 'system'"):
+    chat.render(bare, turns)
+
+
 def test_default_system_prompts():
   question = TURNS[1:3]
   assert marked(chat.render(chat.TEMPLATES['vicuna'], question)).startswith(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import dataclasses
 import json
 import os
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -91,7 +92,7 @@ class Segment(NamedTuple):
   """A piece of a rendered conversation.
 
   Attributes:
-    text: `END_OF_SEQUENCE` alone is the vocabulary's end token.
+    text: `END_OF_SEQUENCE`, where it ends an answer, is the vocabulary's end token.
     is_learnt: whether the assistant says it.
     ends_answer: whether an answer ends with it: what lies before is complete.
   """
@@ -150,10 +151,16 @@ def render(template: Template, turns: Turns) -> list[Segment]:
 
   Args:
     turns: (role, text), at most one `system`, first; then `user` and `assistant` in turn.
+
+  Raises:
+    ValueError: there is a system prompt, and the template has no place for one.
   """
   system = template.default_system
   if turns[0][0] == 'system':
     (_, system), *turns = turns
+    if system and not template.system and not template.system_in_user:
+      raise ValueError(f'A conversation has the system prompt {system!r:.60}, and its chat '
+                       "template no place for one: give it 'system' or 'system_in_user'.")
   pending, segments = template.begin, []
   if system and template.system:
     pending += template.system.replace('{content}', system)
@@ -175,11 +182,11 @@ def render(template: Template, turns: Turns) -> list[Segment]:
 
 def _fill(pattern: str, **texts: str) -> str:
   # In one pass: a system prompt that speaks of '{content}' must not be filled in.
-  for name, text in texts.items():
-    pattern = f'\0{name}\0'.join(pattern.split(f'{{{name}}}'))
-  for name, text in texts.items():
-    pattern = pattern.replace(f'\0{name}\0', text)
-  return pattern
+  return re.sub(r'\{(system|content)\}', lambda match: texts[match[1]], pattern)
+
+
+def _is_end_token(segment: Segment) -> bool:
+  return segment.ends_answer and segment.text == END_OF_SEQUENCE
 
 
 def tokenise(conversations: Sequence[Sequence[Segment]], vocabulary,
@@ -191,11 +198,12 @@ def tokenise(conversations: Sequence[Sequence[Segment]], vocabulary,
   tokens.
   """
   texts = [segment.text for segments in conversations for segment in segments
-           if segment.text != END_OF_SEQUENCE]
+           if not _is_end_token(segment)]
   encoded = iter(vocabulary.encode_batch(texts))
-  return [_fit(segments, [[vocabulary.eos_id] if segment.text == END_OF_SEQUENCE
-                          else next(encoded) for segment in segments],
-               vocabulary.eos_id, max_length) for segments in conversations]
+  eos_id = vocabulary.eos_id
+  return [_fit(segments, [[eos_id] if _is_end_token(segment) else next(encoded)
+                          for segment in segments], eos_id, max_length)
+          for segments in conversations]
 
 
 def _fit(segments: Sequence[Segment], pieces: Sequence[list[int]], eos_id: int,
