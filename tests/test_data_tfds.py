@@ -184,3 +184,15 @@ def test_settings_that_cannot_work_are_refused_in_one_sentence(task, words):
   with pytest.raises(ValueError) as caught:
     checks.check(config)
   assert all(word in str(caught.value) for word in words) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name', papers.PAPERS)
+def test_the_config_of_each_task_is_legal_and_of_the_papers_lengths(name):
+  from configs import tfds_tasks
+  config = tfds_tasks.get_config(name)
+  config.task.data_dir = 'gs://bucket/tfds'
+  config.lock()
+  checks.check(config)
+  paper = papers.PAPERS[name]
+  if paper.max_inputs:
+    assert config.task.max_length == paper.max_inputs + paper.max_targets
