@@ -67,6 +67,9 @@ def test_prompt_files_become_rows_without_completions(model, tmp_path):
   assert (metadata['kind'], metadata['metric']) == ('prompts', None)
   chosen = shards.validation_prompts(tmp_path / 'data', 5, seed=0)
   assert sorted(model.decode(tokens) for tokens, _ in chosen) == sorted(texts)
+  drawn = shards.validation_rows(tmp_path / 'data', 5, seed=0)
+  assert [(row.tokens.tolist(), row.reference) for row in drawn] == chosen
+  assert {row.category for row in drawn} == {'writing', 'math', 'qa', 'HumanEval'}
 
 
 def test_prompts_are_written_as_the_template_writes_them(model, tmp_path):

@@ -87,7 +87,8 @@ def test_prompts_completions_splits_and_metric(name, data_dir, tmp_path):
     assert all(row.tokens[-1] == vocab.eos_id for row in rows[split])
     assert all(row.loss_mask.sum() == len(row.tokens) - row.prompt_length for row in rows[split])
     metadata = shards.read_metadata(tmp_path / 'data', split)
-    assert metadata['metric'] == metric
+    dataset = papers.PAPERS[name].dataset
+    assert (metadata['metric'], metadata['dataset']) == (metric, f'{dataset}/1.0.0')
     prompts = [row.prompt_length for row in rows[split]]
     assert (metadata['shortest_prompt'], metadata['longest_prompt']) == (
         min(prompts), max(prompts))

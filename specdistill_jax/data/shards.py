@@ -177,9 +177,15 @@ def batches(directory: str | os.PathLike, split: str, *, batch_size: int, max_le
 
 def validation_prompts(directory: str | os.PathLike, num_prompts: int,
                        seed: int) -> list[tuple[list[int], str]]:
-  """Prompts for evaluation, each with its reference text, drawn without replacement.
+  """Prompts of `validation_rows`, each with its reference text."""
+  return [(row.tokens[:row.prompt_length].tolist(), row.reference)
+          for row in validation_rows(directory, num_prompts, seed)]
 
-  More prompts under the same seed begin with the fewer ones.
+
+def validation_rows(directory: str | os.PathLike, num_prompts: int, seed: int) -> list[Row]:
+  """Rows for evaluation, drawn without replacement; their categories are in them.
+
+  More rows under the same seed begin with the fewer ones.
 
   Raises:
     ValueError: there are fewer held-out rows than `num_prompts`.
@@ -189,8 +195,7 @@ def validation_prompts(directory: str | os.PathLike, num_prompts: int,
     raise ValueError(f'evaluate.num_prompts is {num_prompts}; the validation split in '
                      f"'{directory}' has {len(held_out)} rows, so give 1 to {len(held_out)}.")
   order = np.random.default_rng(seed).permutation(len(held_out))[:num_prompts]
-  chosen = [held_out[int(index)] for index in order]
-  return [(row.tokens[:row.prompt_length].tolist(), row.reference) for row in chosen]
+  return [held_out[int(index)] for index in order]
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:

@@ -151,7 +151,8 @@ def _write_splits(directory, examples, dropped, vocabulary, settings, kind) -> N
     tokenised = lambda split: tasks.tokenised(task, split, vocabulary)
   for split in examples:
     metadata = {
-        'task': settings['name'], 'kind': kind, 'metric': metric, 'source': 'fixed',
+        'task': settings['name'], 'dataset': sources.dataset(settings), 'kind': kind,
+        'metric': metric, 'source': 'fixed',
         'vocab_size': vocabulary.size, 'vocabulary_digest': vocabulary.digest,
         'vocabulary': VOCABULARY_FILE, 'max_length': settings['max_length'],
         'prompt_length': settings['prompt_length'] if kind == splits.LANGUAGE_MODELLING else None,

@@ -33,6 +33,14 @@ def metric(settings: Mapping[str, Any]) -> str | None:
   return settings['metric'] or METRICS.get(settings['name'])
 
 
+def dataset(settings: Mapping[str, Any]) -> str | None:
+  """Name, config and version of the TFDS data set that is read; None where none is."""
+  if settings['name'] not in papers.PAPERS:
+    return None
+  depth = papers.PAPERS[settings['name']].dataset.count('/') + 2
+  return '/'.join(papers.directory(settings['name'], settings['data_dir']).split('/')[-depth:])
+
+
 def lengths(settings: Mapping[str, Any]) -> tuple[int | None, int | None]:
   """Most tokens of a prompt and of a completion: the config's, else the paper's, else no bound."""
   paper = papers.PAPERS.get(settings['name'])
