@@ -13,9 +13,14 @@ from typing import Any
 
 import ml_collections
 
+from specdistill_jax.data import chat
+from specdistill_jax.data import quality
+from specdistill_jax.stages import sources
+from specdistill_jax.stages import task_checks
+
 Rule = Callable[[Any], str | None]  # a value -> what would be right, or None if it is
 
-TASKS = ('stdlib_docs', 'stdlib_docstrings', 'arithmetic', 'local_files')
+TASKS = sources.NAMES
 OBJECTIVES = ('forward_kl', 'reverse_kl', 'jsd', 'tvd', 'acceptance_nll', 'lk_hybrid')
 DATA_SOURCES = ('fixed', 'target', 'draft', 'draft_stored', 'fixed+draft', 'target+draft')
 DEFAULT_STUDENT_FRACTION = 0.5  # of configs/common.py: says that nobody asked for another
@@ -89,6 +94,14 @@ def _paths(value: Any) -> str | None:
   return None if all(is_path(x) or is_pair(x) for x in value) else wish
 
 
+def _chat_template(value: Any) -> str | None:
+  # A file is looked into when its turn comes.
+  if isinstance(value, str) and value.endswith('.json'):
+    return None
+  wish = one_of(*chat.TEMPLATES)(value)
+  return wish and f'{wish}, or the path of a .json file'
+
+
 POSITIVE = number('above 0', lambda x: x > 0)
 NOT_NEGATIVE = number('of at least 0', lambda x: x >= 0)
 FRACTION = number('from 0 to 1', lambda x: 0 <= x <= 1)
@@ -116,7 +129,9 @@ LEGAL = dict(
         max_examples=optional(whole(1)), validation_fraction=INNER_FRACTION,
         train_files=_paths, validation_files=_paths,
         inputs_field=lambda x: None if isinstance(x, str) else 'a string', targets_field=text,
-        metric=optional(one_of('accuracy', 'rouge2', 'bleu'))),
+        metric=optional(one_of(*quality.METRICS)), max_inputs=optional(whole(1)),
+        max_targets=optional(whole(1)), data_dir=optional(text), vocabulary=optional(text),
+        chat_template=optional(_chat_template), prompt_files=_paths),
     target=dict(model=anything, train=TRAIN),
     draft=dict(model=anything, train=TRAIN),
     distill=dict(
@@ -198,28 +213,11 @@ def _check_sections(config: Any) -> None:
                          f'{model}: give config.{model}, or set config.{stage} to None')
 
 
-def is_language_modelling(task: Any) -> bool:
-  """Rows are running text, of which the first `prompt_length` tokens serve as the prompt."""
-  return task.name == 'stdlib_docs' or (task.name == 'local_files' and not task.inputs_field)
-
-
-def _check_task(task: Any) -> None:
-  if task.name == 'local_files' and not task.train_files:
-    raise ValueError("config.task.train_files is (); the task 'local_files' needs at least one "
-                     "path, as in --config.task.train_files=\"('train.jsonl',)\"")
-  for field in ('train_files', 'validation_files'):
-    if task.name != 'local_files' and task[field]:
-      raise ValueError(f'config.task.{field} is {task[field]!r}, but the task is '
-                       f"{task.name!r}; only 'local_files' reads files")
-  if is_language_modelling(task) and task.prompt_length >= task.max_length:
-    raise ValueError(f'config.task.prompt_length is {task.prompt_length}; it must be below '
-                     f'task.max_length, {task.max_length}')
-
-
 def _check_new_tokens(task: Any, max_new_tokens: int, path: str) -> None:
-  room = task.max_length - (task.prompt_length if is_language_modelling(task) else 1)
+  is_text = task_checks.is_language_modelling(task)
+  room = task.max_length - (task.prompt_length if is_text else 1)
   if max_new_tokens > room:
-    prompt = f' less task.prompt_length, {task.prompt_length}' * is_language_modelling(task)
+    prompt = f' less task.prompt_length, {task.prompt_length}' * is_text
     raise ValueError(
         f'config.{path}.max_new_tokens is {max_new_tokens}; rows hold task.max_length tokens, '
         f'{task.max_length},{prompt} so that it must be at most {room}')
@@ -251,7 +249,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   """Raises a ValueError of one sentence at the first misspelt, illegal or contradictory field."""
   _check_fields(config, LEGAL, '')
   _check_sections(config)
-  _check_task(config.task)
+  task_checks.check(config.task)
   axes = [config.mesh[axis] for axis in config.mesh]
   if axes.count(-1) > 1:
     raise ValueError(f'config.mesh is {dict(config.mesh)}; only one of its axes may be -1')
