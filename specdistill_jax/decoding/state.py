@@ -11,7 +11,8 @@ def num_slots(prompt_width: int, max_new_tokens: int, gamma: int) -> int:
   """Slots that buffers and caches need: the longest row and the longest write past its end.
 
   `prompt_width` is that of the model's first tokens (`structs.Start`). A row that has finished
-  keeps taking part in the batch's calls, so a write of gamma + 1 tokens (2 for a drafter that catches up) can start at the longest length.
+  keeps taking part in the batch's calls, so a write of gamma + 1 tokens (2 for a drafter that
+  catches up) can start at the longest length.
   """
   return prompt_width + max_new_tokens + max(gamma + 1, 2)
 
