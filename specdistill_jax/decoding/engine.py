@@ -1,7 +1,8 @@
 """The jitted entry points: prefill and decode, apart, so that each can be timed alone.
 
 A `module` is any pytree that is a `structs.TargetFn` and has `init_cache(batch, num_slots)`.
-States are donated: a decode call overwrites the buffers that prefill made.
+States are donated: a decode call overwrites the buffers that prefill made. Rows end with the
+module's own `eos_id` unless a call names another.
 """
 
 import functools
@@ -26,7 +27,8 @@ def prefill_autoregressive(module, prompts_bt: jax.Array, prompt_lengths_b: jax.
 
 @functools.partial(jax.jit, static_argnames=('sampling', 'eos_id'), donate_argnames=('state',))
 def decode_autoregressive(module, state: structs.DecodeState, *, sampling,
-                          eos_id: int = structs.EOS_ID) -> structs.DecodeState:
+                          eos_id: int | tuple[int, ...] | None = None) -> structs.DecodeState:
+  eos_id = state_lib.end_ids(module) if eos_id is None else eos_id
   return autoregressive.decode(module, state, sampling=sampling, eos_id=eos_id)
 
 
@@ -43,7 +45,8 @@ def prefill_speculative(module, drafter: structs.Drafter, prompts_bt: jax.Array,
 @functools.partial(jax.jit, static_argnames=('rule', 'sampling', 'eos_id'),
                    donate_argnames=('state',))
 def decode_speculative(module, drafter: structs.Drafter, state: structs.DecodeState, *, rule,
-                       sampling, eos_id: int = structs.EOS_ID) -> structs.DecodeState:
+                       sampling, eos_id: int | tuple[int, ...] | None = None) -> structs.DecodeState:
+  eos_id = state_lib.end_ids(module) if eos_id is None else eos_id
   return chain.decode(module, drafter, state, rule=rule, sampling=sampling, eos_id=eos_id)
 
 

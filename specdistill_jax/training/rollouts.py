@@ -74,7 +74,7 @@ def generate(model, batch: structs.Batch, key: jax.Array, rollout: Rollout) -> s
   state = autoregressive.generate(
       model, model.init_cache(b, slots), batch.tokens_bt[:, :rollout.prompt_width],
       batch.prompt_lengths_b, key, sampling=rollout.sampling,
-      max_new_tokens=rollout.max_new_tokens)
+      max_new_tokens=rollout.max_new_tokens, eos_id=state_lib.end_ids(model))
   position_t = jnp.arange(rollout.width)[None]
   is_sampled_bt = ((position_t >= batch.prompt_lengths_b[:, None])
                    & (position_t < state.lengths_b[:, None]))
