@@ -216,9 +216,9 @@ class Drafter(Protocol):
   """What proposes. Implementations are pytrees of parameters with static settings.
 
   `prefill` gives the drafter's state after the user's prompts, for `slots` decoded positions
-  (`state.tokens_bs`, in which prompts of a decoder are included); `propose` drafts `gamma` tokens after
-  each row's last committed token; `commit` gives the drafter's state on the accepted prefix,
-  `state` already holding the new tokens.
+  (those of `state.tokens_bs`, a decoder's prompts included); `propose` drafts `gamma` tokens
+  after each row's last committed token; `commit` gives the drafter's state on the accepted
+  prefix, `state` already holding the new tokens.
   """
   gamma: int
 

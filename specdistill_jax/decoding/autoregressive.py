@@ -40,7 +40,7 @@ def step(target_fn: structs.TargetFn, state: structs.DecodeState,
 
 def decode(target_fn: structs.TargetFn, state: structs.DecodeState, *,
            sampling: sampling_lib.Sampling,
-           eos_id: int = structs.EOS_ID) -> structs.DecodeState:
+           eos_id: int | tuple[int, ...] = structs.EOS_ID) -> structs.DecodeState:
   """Runs until every row is done: one `lax.while_loop`, no host round trip."""
   return jax.lax.while_loop(lambda state: ~state.done_b.all(),
                             lambda state: step(target_fn, state, sampling, eos_id), state)
@@ -48,7 +48,7 @@ def decode(target_fn: structs.TargetFn, state: structs.DecodeState, *,
 
 def generate(target: structs.Decodable, prompts_bt: jax.Array, prompt_lengths_b: jax.Array,
              key: jax.Array, *, sampling: sampling_lib.Sampling, max_new_tokens: int,
-             eos_id: int = structs.EOS_ID) -> structs.DecodeState:
+             eos_id: int | tuple[int, ...] = structs.EOS_ID) -> structs.DecodeState:
   """`prefill` then `decode`; traceable, for use inside a larger jitted function."""
   state = prefill(target, prompts_bt, prompt_lengths_b, key, max_new_tokens=max_new_tokens)
   return decode(target, state, sampling=sampling, eos_id=eos_id)

@@ -71,7 +71,7 @@ def step(target_fn: structs.TargetFn, drafter: structs.Drafter, state: structs.D
 
 def decode(target_fn: structs.TargetFn, drafter: structs.Drafter, state: structs.DecodeState, *,
            rule: structs.Rule, sampling: sampling_lib.Sampling,
-           eos_id: int = structs.EOS_ID) -> structs.DecodeState:
+           eos_id: int | tuple[int, ...] = structs.EOS_ID) -> structs.DecodeState:
   """Runs until every row is done: one `lax.while_loop`, no host round trip."""
   body = lambda state: step(target_fn, drafter, state, rule=rule, sampling=sampling,
                             eos_id=eos_id)

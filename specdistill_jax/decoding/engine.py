@@ -2,7 +2,7 @@
 
 A `module` is a `structs.Decodable`: any pytree that is a `structs.TargetFn` and says where it
 begins. Encoding prompts belongs to prefill. States are donated: a decode call overwrites the
-buffers that prefill made.
+buffers that prefill made. Rows end with the module's own `eos_id` unless a call names another.
 """
 
 import functools
@@ -25,7 +25,8 @@ def prefill_autoregressive(module: structs.Decodable, prompts_bt: jax.Array,
 
 @functools.partial(jax.jit, static_argnames=('sampling', 'eos_id'), donate_argnames=('state',))
 def decode_autoregressive(module, state: structs.DecodeState, *, sampling,
-                          eos_id: int = structs.EOS_ID) -> structs.DecodeState:
+                          eos_id: int | tuple[int, ...] | None = None) -> structs.DecodeState:
+  eos_id = state_lib.end_ids(module) if eos_id is None else eos_id
   return autoregressive.decode(module, state, sampling=sampling, eos_id=eos_id)
 
 
@@ -40,7 +41,9 @@ def prefill_speculative(module: structs.Decodable, drafter: structs.Drafter,
 @functools.partial(jax.jit, static_argnames=('rule', 'sampling', 'eos_id'),
                    donate_argnames=('state',))
 def decode_speculative(module, drafter: structs.Drafter, state: structs.DecodeState, *, rule,
-                       sampling, eos_id: int = structs.EOS_ID) -> structs.DecodeState:
+                       sampling, eos_id: int | tuple[int, ...] | None = None
+                       ) -> structs.DecodeState:
+  eos_id = state_lib.end_ids(module) if eos_id is None else eos_id
   return chain.decode(module, drafter, state, rule=rule, sampling=sampling, eos_id=eos_id)
 
 

@@ -83,7 +83,13 @@ def new_tokens(state: structs.DecodeState, max_new_tokens: int) -> jax.Array:
   return jnp.take_along_axis(state.tokens_bs, index_bs, axis=1)
 
 
-def append(state: structs.DecodeState, block_bt: jax.Array, count_b: jax.Array, eos_id: int
+def end_ids(target_fn: structs.TargetFn) -> int | tuple[int, ...]:
+  """The ids that end a row: the model's own `eos_id`, or the project's where it has none."""
+  return getattr(target_fn, 'eos_id', structs.EOS_ID)
+
+
+def append(state: structs.DecodeState, block_bt: jax.Array, count_b: jax.Array,
+           eos_id: int | tuple[int, ...]
            ) -> tuple[structs.DecodeState, jax.Array]:
   """Commits the first `count_b` tokens of each block, cut at the end token and the limit.
 
@@ -92,7 +98,7 @@ def append(state: structs.DecodeState, block_bt: jax.Array, count_b: jax.Array, 
   """
   t = block_bt.shape[1]
   index_t = jnp.arange(t)[None]
-  is_end_bt = (block_bt == eos_id) & (index_t < count_b[:, None])
+  is_end_bt = jnp.isin(block_bt, jnp.asarray(eos_id, jnp.int32)) & (index_t < count_b[:, None])
   # Tokens up to and including the first end token.
   through_end_b = jnp.where(jnp.any(is_end_bt, axis=1), jnp.argmax(is_end_bt, axis=1) + 1, t)
   count_b = jnp.minimum(jnp.minimum(count_b, through_end_b), state.limits_b - state.lengths_b)

@@ -71,7 +71,8 @@ def generate(model, batch: structs.Batch, key: jax.Array, rollout: Rollout) -> s
   model = jax.lax.stop_gradient(model).unstacked()
   state = autoregressive.generate(
       model, batch.tokens_bt[:, :rollout.prompt_width], batch.prompt_lengths_b, key,
-      sampling=rollout.sampling, max_new_tokens=rollout.max_new_tokens)
+      sampling=rollout.sampling, max_new_tokens=rollout.max_new_tokens,
+      eos_id=state_lib.end_ids(model))
   begin_b = batch.prompt_lengths_b[:, None]
   lengths_b = batch.prompt_lengths_b + state.stats.emitted_b
   position_t = jnp.arange(rollout.width)[None]
