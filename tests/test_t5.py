@@ -43,7 +43,7 @@ def ragged_prompts(count, seed=0, longest=16):
           for _ in range(count)]
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def full(module, prompts_bt, lengths_b, tokens_bt):
   """Logits of the whole decoder at once, layers scanned and no cache."""
   return module.logits(module.decode(tokens_bt, *module.encode(prompts_bt, lengths_b)))
@@ -86,7 +86,7 @@ def test_decoder_is_causal_and_encoder_is_not():
 
   def feature_sum(embedding_vd, at):
     changed = jax.tree.map(lambda x: x, module)
-    changed.embedding_vd.value = embedding_vd
+    changed.embedding_vd[...] = embedding_vd
     encoded = changed.encode(prompt, jnp.array([6]))
     return jnp.sum(changed.decode(completion, *encoded)[:, at] ** 2)
 
@@ -294,7 +294,7 @@ def test_speculative_samples_follow_the_targets_law(gamma, temperature):
                               lengths=np.asarray(out.lengths), depth=DEPTH)
   assert p_value(law) > 1e-3 / 3
   kept = out.stats.accepted_bg.sum() / out.stats.reached_bg.sum()
-  assert 0.2 < kept < 0.97, 'the draft agrees too well, or never: the test saw one branch'
+  assert 0.1 < kept < 0.97, 'the draft agrees too well, or never: the test saw one branch'
   # Another prompt, or the draft's own law: the test tells them apart.
   assert p_value(enumerated_law(target, [2, 4, 2], temperature)) < 1e-9
   assert p_value(enumerated_law(draft, prompt, temperature)) < 1e-9
