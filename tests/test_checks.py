@@ -47,7 +47,7 @@ WRONG = [
     ('target.model.num_kv_heads', 3, 'multiple'),
     ('target.model.head_dim', 7, 'even'),
     ('target.model.dtype', 'float16', 'bfloat16'),
-    ('target.model.family', 'T5', "did you mean 't5'"),
+    ('target.model.family', 'T5', 'one of decoder, t5'),
     ('task.name', 'stdlib_doc', 'stdlib_docs'),
     ('task.prompt_length', 96, 'below'),
     ('task.validation_fraction', 1.0, 'below 1'),
