@@ -10,8 +10,9 @@ from specdistill_jax.decoding import sampling
 def num_slots(prompt_width: int, max_new_tokens: int, gamma: int) -> int:
   """Slots that buffers and caches need: the longest row and the longest write past its end.
 
-  A row that has finished keeps taking part in the batch's calls, so a write of gamma + 1
-  tokens (2 for a drafter that catches up) can start at the longest length.
+  `prompt_width` is that of the model's first tokens (`structs.Start`). A row that has finished
+  keeps taking part in the batch's calls, so a write of gamma + 1 tokens (2 for a drafter that
+  catches up) can start at the longest length.
   """
   return prompt_width + max_new_tokens + max(gamma + 1, 2)
 
@@ -48,6 +49,19 @@ def prefill_cache(target_fn: structs.TargetFn, cache, prompts_bt: jax.Array,
   return output.replace(cache=output.cache.rollback(prompt_lengths_b - 1))
 
 
+def read_prompts(model: structs.Decodable, prompts_bt: jax.Array, prompt_lengths_b: jax.Array,
+                 room: int) -> tuple[structs.Start, structs.TargetOutput]:
+  """Encodes prompts where the model does that, and fills a cache with what it begins with.
+
+  Args:
+    room: slots beyond the model's first tokens.
+  """
+  start = model.start(prompts_bt, prompt_lengths_b)
+  b, t = start.tokens_bt.shape
+  cache = model.init_cache(b, t + room, start.memory)
+  return start, prefill_cache(model, cache, start.tokens_bt, start.lengths_b, t + room)
+
+
 def block_positions(length_b: jax.Array, num_tokens: int, slots: int):
   """Positions and mask of a causal block fed at each row's own length.
 
@@ -62,7 +76,20 @@ def last_tokens(state: structs.DecodeState) -> jax.Array:
   return jnp.take_along_axis(state.tokens_bs, state.lengths_b[:, None] - 1, axis=1)[:, 0]
 
 
-def append(state: structs.DecodeState, block_bt: jax.Array, count_b: jax.Array, eos_id: int
+def new_tokens(state: structs.DecodeState, max_new_tokens: int) -> jax.Array:
+  """What was decoded after each row's first tokens, int32 `[b, max_new_tokens]`, padded."""
+  begin_b = state.lengths_b - state.stats.emitted_b
+  index_bs = begin_b[:, None] + jnp.arange(max_new_tokens)[None]
+  return jnp.take_along_axis(state.tokens_bs, index_bs, axis=1)
+
+
+def end_ids(target_fn: structs.TargetFn) -> int | tuple[int, ...]:
+  """The ids that end a row: the model's own `eos_id`, or the project's where it has none."""
+  return getattr(target_fn, 'eos_id', structs.EOS_ID)
+
+
+def append(state: structs.DecodeState, block_bt: jax.Array, count_b: jax.Array,
+           eos_id: int | tuple[int, ...]
            ) -> tuple[structs.DecodeState, jax.Array]:
   """Commits the first `count_b` tokens of each block, cut at the end token and the limit.
 
@@ -71,7 +98,7 @@ def append(state: structs.DecodeState, block_bt: jax.Array, count_b: jax.Array, 
   """
   t = block_bt.shape[1]
   index_t = jnp.arange(t)[None]
-  is_end_bt = (block_bt == eos_id) & (index_t < count_b[:, None])
+  is_end_bt = jnp.isin(block_bt, jnp.asarray(eos_id, jnp.int32)) & (index_t < count_b[:, None])
   # Tokens up to and including the first end token.
   through_end_b = jnp.where(jnp.any(is_end_bt, axis=1), jnp.argmax(is_end_bt, axis=1) + 1, t)
   count_b = jnp.minimum(jnp.minimum(count_b, through_end_b), state.limits_b - state.lengths_b)

@@ -6,6 +6,7 @@ decode loops: `Decoder.unstacked` splits the stack once, outside the loop.
 
 import copy
 import dataclasses
+from typing import ClassVar
 
 from flax import nnx
 import jax
@@ -21,17 +22,26 @@ class DecoderConfig:
   """Shape and family of a decoder. Widths are numbers of floats.
 
   Llama is the default; Qwen3 adds `qk_norm`, Qwen2 `attention_bias`, Gemma `norm_offset`,
-  `embedding_scale`, soft-caps and post-norms, GPT-2 learnt positions, LayerNorm and biases.
+  `embedding_scale`, soft-caps and post-norms, Gemma 3 both and `rope_local_theta`, GPT-2 learnt
+  positions, LayerNorm and biases.
 
   Attributes:
+    vocab_size: token ids, and logits.
     num_kv_heads: key/value heads; must divide num_heads.
     position: 'rope' or 'learned' (then max_positions rows).
+    rope_scaling: how rotary frequencies are stretched by rope_factor: 'none', 'linear' (all of
+      them) or 'llama3' (the slow ones: see `layers.rope_frequencies`).
+    rope_local_theta: of layers with a window, never stretched (Gemma 3); None: rope_theta.
     embedding_scale: factor on embeddings (Gemma: sqrt(width)).
     query_scale: factor on attention scores; None means head_dim ** -0.5.
     sliding_window: slots that a local layer sees, its own included; None: all layers global.
     global_every: with a window, every global_every-th layer is global (0: none).
+    vocab_padding: rows of embedding and head past vocab_size, which no token has: they are
+      kept, and never predicted.
+    eos_id: the id, or ids, that end a row.
     dtype: of activations and matrix products; parameters are float32 masters.
   """
+  family: ClassVar[str] = 'decoder'
   vocab_size: int
   num_layers: int
   width: int
@@ -51,6 +61,12 @@ class DecoderConfig:
   qk_norm: bool = False
   position: str = 'rope'
   rope_theta: float = 10_000.0
+  rope_local_theta: float | None = None
+  rope_scaling: str = 'none'
+  rope_factor: float = 1.0
+  rope_low_frequency_factor: float = 1.0
+  rope_high_frequency_factor: float = 4.0
+  rope_original_positions: int = 8192
   max_positions: int = 0
   tie_embeddings: bool = True
   embedding_scale: float = 1.0
@@ -60,9 +76,13 @@ class DecoderConfig:
   sliding_window: int | None = None
   global_every: int = 0
   dropout: float = 0.0
+  vocab_padding: int = 0
+  eos_id: int | tuple[int, ...] = structs.EOS_ID
   dtype: str = 'bfloat16'
 
   def __post_init__(self):
+    if isinstance(self.eos_id, list):  # as JSON gives a tuple back
+      object.__setattr__(self, 'eos_id', tuple(self.eos_id))
     for name in ('vocab_size', 'num_layers', 'width', 'num_heads', 'num_kv_heads', 'head_dim',
                  'mlp_width'):
       if getattr(self, name) < 1:
@@ -74,7 +94,12 @@ class DecoderConfig:
       raise ValueError(f'decoder: head_dim {self.head_dim} must be even for rotary positions')
     if self.position == 'learned' and self.max_positions < 1:
       raise ValueError('decoder: learned positions need max_positions of at least 1')
+    if self.vocab_padding < 0:
+      raise ValueError(f'decoder: vocab_padding is {self.vocab_padding}; it must be at least 0')
+    if self.rope_factor < 1.0:
+      raise ValueError(f'decoder: rope_factor is {self.rope_factor}; it must be at least 1')
     for name, legal in (('norm', ('rms', 'layer')), ('position', ('rope', 'learned')),
+                        ('rope_scaling', layers.ROPE_SCALINGS),
                         ('activation', tuple(layers.ACTIVATIONS)),
                         ('dtype', ('float32', 'bfloat16'))):
       if getattr(self, name) not in legal:
@@ -82,6 +107,11 @@ class DecoderConfig:
             f'decoder: {name} is {getattr(self, name)!r}; it must be one of {", ".join(legal)}')
     if not 0.0 <= self.dropout < 1.0:
       raise ValueError(f'decoder: dropout is {self.dropout}; it must lie in [0, 1)')
+
+  @property
+  def size(self) -> str:
+    """Short and readable: layers x width."""
+    return f'{self.num_layers}x{self.width}'
 
 
 class Attention(nnx.Module):
@@ -110,15 +140,18 @@ class Attention(nnx.Module):
       y = y + bias[...].astype(y.dtype)
     return y if norm is None else norm(y)
 
-  def __call__(self, x_btd, positions_bt, mask_bts, buffers, offset_b):
-    """`buffers` are this layer's cache arrays, or None; returns the output and new buffers."""
+  def __call__(self, x_btd, positions_bt, mask_bts, buffers, offset_b, frequencies):
+    """`buffers` are this layer's cache arrays, or None; returns the output and new buffers.
+
+    `frequencies` are the layer's rotary ones, float32 `[h / 2]`; unused with learnt positions.
+    """
     c = self.config
     query = self._project(x_btd, self.query_dnh, self.query_bias_nh, self.query_norm)
     key = self._project(x_btd, self.key_dkh, self.key_bias_kh, self.key_norm)
     value = self._project(x_btd, self.value_dkh, self.value_bias_kh, None)
     if c.position == 'rope':
-      query = layers.rope(query, positions_bt, c.rope_theta)
-      key = layers.rope(key, positions_bt, c.rope_theta)
+      query = layers.rope(query, positions_bt, frequencies)
+      key = layers.rope(key, positions_bt, frequencies)
     if buffers is None:
       keys, values = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
     else:
@@ -175,11 +208,11 @@ class Block(nnx.Module):
     self.post_mlp_norm = norm() if config.post_norms else None
 
   def __call__(self, x_btd, positions_bt, mask_bts, buffers=None, offset_b=None,
-               dropout_key=None):
+               dropout_key=None, frequencies=None):
     keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
     rate = self.config.dropout
     out, buffers = self.attention(
-        self.attention_norm(x_btd), positions_bt, mask_bts, buffers, offset_b)
+        self.attention_norm(x_btd), positions_bt, mask_bts, buffers, offset_b, frequencies)
     if self.post_attention_norm is not None:
       out = self.post_attention_norm(out)
     x_btd = x_btd + layers.dropout(out, rate, keys[0])
@@ -196,14 +229,19 @@ class Decoder(nnx.Module):
     c = config
     self.config = c
     # Width^-1/2, so that a tied head starts with logits of unit scale.
-    self.embedding_vd = layers.normal(rngs.params(), (c.vocab_size, c.width), c.width)
+    rows = c.vocab_size + c.vocab_padding
+    self.embedding_vd = layers.normal(rngs.params(), (rows, c.width), c.width)
     self.positions_sd = (layers.normal(rngs.params(), (c.max_positions, c.width), c.width)
                          if c.position == 'learned' else None)
     keys = jax.random.split(rngs.params(), c.num_layers)
     self.layers = jax.vmap(lambda key: Block(c, rngs=nnx.Rngs(params=key)))(keys)
     self.final_norm = layers.Norm(c.width, kind=c.norm, eps=c.norm_eps, offset=c.norm_offset)
     self.head_dv = (None if c.tie_embeddings
-                    else layers.normal(rngs.params(), (c.width, c.vocab_size), c.width))
+                    else layers.normal(rngs.params(), (c.width, rows), c.width))
+
+  @property
+  def eos_id(self) -> int | tuple[int, ...]:
+    return self.config.eos_id
 
   def __call__(self, tokens_bt, positions_bt, mask_bts, cache=None, *,
                dropout_key=None) -> structs.TargetOutput:
@@ -226,6 +264,14 @@ class Decoder(nnx.Module):
     mask_bts = positions_bt[:, :, None] >= jnp.arange(t)[None, None, :]
     return self(tokens_bt, positions_bt, mask_bts, dropout_key=dropout_key)
 
+  def supervise(self, batch: structs.Batch, *, first: int = 0,
+                dropout_key=None) -> structs.Supervision:
+    """Features and labels of whole rows, prompt included, from position `first` on."""
+    features_btd = self.causal(batch.tokens_bt, dropout_key=dropout_key).features['final_btd']
+    labels_bt, mask_bt = structs.labels_and_mask(batch.tokens_bt, batch.loss_mask_bt)
+    return structs.Supervision(features_btd[:, first:], labels_bt[:, first:],
+                               mask_bt[:, first:])
+
   def embed(self, tokens_bt, positions_bt):
     dtype = jnp.dtype(self.config.dtype)
     x_btd = self.embedding_vd[...][tokens_bt].astype(dtype)
@@ -243,22 +289,32 @@ class Decoder(nnx.Module):
     else:
       logits = jnp.einsum('btd,dv->btv', final_btd, self.head_dv[...].astype(final_btd.dtype),
                           preferred_element_type=jnp.float32)
-    return layers.soft_cap(logits, self.config.logit_softcap)
+    return layers.soft_cap(logits[..., :self.config.vocab_size], self.config.logit_softcap)
 
-  def _layer_mask(self, index, positions_bt, mask_bts):
-    """The mask of layer `index`: local layers see a window that ends at the query."""
+  def _layer_inputs(self, index, positions_bt, mask_bts):
+    """Mask and rotary frequencies of layer `index`.
+
+    Local layers see a window that ends at the query, and may rotate by another base.
+    """
     c = self.config
+    stretch = dict(scaling=c.rope_scaling, factor=c.rope_factor,
+                   low=c.rope_low_frequency_factor, high=c.rope_high_frequency_factor,
+                   original_positions=c.rope_original_positions)
+    frequencies = layers.rope_frequencies(c.rope_theta, c.head_dim, **stretch)
     if c.sliding_window is None:
-      return mask_bts
+      return mask_bts, frequencies
     is_global = (index + 1) % c.global_every == 0 if c.global_every else False
+    if c.rope_local_theta is not None:
+      local = layers.rope_frequencies(c.rope_local_theta, c.head_dim)
+      frequencies = jnp.where(is_global, frequencies, local)
     distance_bts = positions_bt[:, :, None] - jnp.arange(mask_bts.shape[-1])[None, None, :]
-    return mask_bts & ((distance_bts < c.sliding_window) | is_global)
+    return mask_bts & ((distance_bts < c.sliding_window) | is_global), frequencies
 
   def _scanned(self, x_btd, positions_bt, mask_bts, dropout_key):
     def body(x_btd, scanned):
       index, block, key = scanned
-      mask = self._layer_mask(index, positions_bt, mask_bts)
-      return block(x_btd, positions_bt, mask, dropout_key=key)[0], None
+      mask, frequencies = self._layer_inputs(index, positions_bt, mask_bts)
+      return block(x_btd, positions_bt, mask, dropout_key=key, frequencies=frequencies)[0], None
 
     count = self.config.num_layers
     keys = None if dropout_key is None else jax.random.split(dropout_key, count)
@@ -267,10 +323,10 @@ class Decoder(nnx.Module):
   def _unrolled(self, x_btd, positions_bt, mask_bts, cache):
     buffers = []
     for index, block in enumerate(self.layers):
-      mask = self._layer_mask(index, positions_bt, mask_bts)
+      mask, frequencies = self._layer_inputs(index, positions_bt, mask_bts)
       held = None if cache is None else (cache.keys_bksh[index], cache.values_bksh[index])
       offset_b = None if cache is None else cache.length_b
-      x_btd, held = block(x_btd, positions_bt, mask, held, offset_b)
+      x_btd, held = block(x_btd, positions_bt, mask, held, offset_b, frequencies=frequencies)
       buffers.append(held)
     if cache is not None:
       keys, values = zip(*buffers)
@@ -278,10 +334,22 @@ class Decoder(nnx.Module):
                             length_b=cache.length_b + positions_bt.shape[1])
     return x_btd, cache
 
-  def init_cache(self, batch: int, num_slots: int) -> cache_lib.KVCache:
+  def start(self, prompts_bt: jax.Array, prompt_lengths_b: jax.Array) -> structs.Start:
+    """A decoder is fed the prompts themselves."""
+    return structs.Start(prompts_bt, prompt_lengths_b)
+
+  def init_cache(self, batch: int, num_slots: int, memory=None) -> cache_lib.KVCache:
     c = self.config
     return cache_lib.init_cache(c.num_layers, batch, num_slots, c.num_kv_heads, c.head_dim,
-                                jnp.dtype(c.dtype))
+                                jnp.dtype(c.dtype), memory)
+
+  def narrowed(self, vocab_size: int) -> 'Decoder':
+    """The same decoder over its first `vocab_size` tokens; the rows past them are kept."""
+    rows = self.config.vocab_size + self.config.vocab_padding
+    narrow = copy.copy(self)
+    narrow.config = dataclasses.replace(self.config, vocab_size=vocab_size,
+                                        vocab_padding=rows - vocab_size)
+    return narrow
 
   def unstacked(self) -> 'Decoder':
     """The same decoder with one module a layer; itself when it is unrolled already."""

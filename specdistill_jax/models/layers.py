@@ -6,6 +6,7 @@ Matrix products run in the config's dtype; norms, rotations, softmax and logits 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 MASKED = -1e30  # finite: a query that sees nothing yields a mean, not NaN
 
@@ -32,20 +33,41 @@ class Norm(nnx.Module):
     if self.kind == 'layer':
       y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-    y = y * (self.scale_d[...] + self.offset)
+    y = y * (self.scale_d[...].astype(jnp.float32) + self.offset)
     if self.bias_d is not None:
       y = y + self.bias_d[...]
     return y.astype(x.dtype)
 
 
-def rope(x_btnh: jax.Array, positions_bt: jax.Array, theta: float) -> jax.Array:
+ROPE_SCALINGS = ('none', 'linear', 'llama3')
+
+
+def rope_frequencies(theta: float, head_dim: int, *, scaling: str = 'none', factor: float = 1.0,
+                     low: float = 1.0, high: float = 4.0,
+                     original_positions: int = 8192) -> np.ndarray:
+  """Angles a position, in radians, float32 `[h / 2]`: theta^(-2i/h), stretched for long texts.
+
+  'linear' divides all of them by `factor` (Chen et al. 2023, arXiv 2306.15595). 'llama3' divides
+  those that turn less than `low` times over the original positions, leaves those that turn
+  more than `high` times, and goes over smoothly in between (Llama 3.1's own code).
+  """
+  half = head_dim // 2
+  frequency = theta ** (-np.arange(half, dtype=np.float64) / half)
+  if scaling == 'linear':
+    frequency = frequency / factor
+  elif scaling == 'llama3':
+    turns = original_positions * frequency / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    frequency = frequency * (kept + (1.0 - kept) / factor)
+  return frequency.astype(np.float32)
+
+
+def rope(x_btnh: jax.Array, positions_bt: jax.Array, frequencies: jax.Array) -> jax.Array:
   """Rotary position embedding (Su et al. 2021), halves rotated, angles in float32.
 
   bfloat16 angles would not tell position 256 from 257.
   """
-  half = x_btnh.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions_bt[..., None, None].astype(jnp.float32) * frequency
+  angle = positions_bt[..., None, None].astype(jnp.float32) * frequencies
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate(
@@ -59,8 +81,12 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
 
 
 def attend(query_btnh: jax.Array, keys_bksh: jax.Array, values_bksh: jax.Array,
-           mask_bts: jax.Array, *, scale: float, cap: float | None = None) -> jax.Array:
-  """Grouped-query attention: n query heads share k key/value heads. Returns `[b, t, n, h]`."""
+           mask_bts: jax.Array, *, scale: float, cap: float | None = None,
+           bias_bnts: jax.Array | None = None) -> jax.Array:
+  """Grouped-query attention: n query heads share k key/value heads. Returns `[b, t, n, h]`.
+
+  `bias_bnts` is added to the scores; its rows, and those of the mask, may be one for all.
+  """
   b, t, n, h = query_btnh.shape
   k = keys_bksh.shape[1]
   # The queries of one key head lie side by side, so that a group is one matrix product.
@@ -69,6 +95,8 @@ def attend(query_btnh: jax.Array, keys_bksh: jax.Array, values_bksh: jax.Array,
   scores = jnp.einsum('bkqh,bksh->bkqs', query, keys_bksh,
                       preferred_element_type=jnp.float32) * scale
   scores = soft_cap(scores, cap).reshape(b, k, n // k, t, -1)
+  if bias_bnts is not None:
+    scores = scores + bias_bnts.reshape(-1, k, n // k, *bias_bnts.shape[2:])
   scores = jnp.where(mask_bts[:, None, None], scores, MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(values_bksh.dtype)
   out = jnp.einsum('bkqs,bksh->bkqh', weights.reshape(b, k, (n // k) * t, -1), values_bksh)
