@@ -122,7 +122,7 @@ def evaluate() -> ml_collections.ConfigDict:
       top_p=_optional(float),
       gammas=(3, 5, 7),
       draft_sampling='sampled',      # sampled | greedy
-      rule='exact',            # exact
+      rule='exact',            # exact | block
       epsilon=1.0,             # 1 is lossless
       batch_size=1,
       num_prompts=24,

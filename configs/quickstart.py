@@ -7,6 +7,12 @@ docstrings that every CPython ships, distils the draft from the target on-policy
 forward KL), and decodes with both drafts, and with a control that had as many further
 cross-entropy steps. Sizes are chosen for 2 CPU cores and 10 minutes.
 
+Cost: 566 s on 2 cores (target 141, draft 47, distillation and control 220, evaluation 133).
+Found, 2 seeds, 16 prompts, batch 1, 95 % intervals: block efficiency at gamma = 5 of 2.26
+undistilled, 2.39 control, 3.20 DistillSpec when greedy, and 2.77, 2.45, 3.75 at temperature 1;
+1.36x [1.26, 1.47] the target's speed at temperature 1 and gamma = 7. The paper's own pairs gain
+10 to 45 % in speed over standard SD (Zhou et al. 2023, abstract); here 31 % at gamma = 5.
+
 `configs/quickstart.py:arithmetic` runs the same study on generated word problems with worked
 solutions, which have an exact answer and so a quality.
 """

@@ -124,11 +124,11 @@ class Block:
     return structs.Verdict(num_accepted_b, sampling.categorical(next_key_b, next_bv))
 
 
-RULES = ('exact',)
+RULES = {'exact': Exact(), 'block': Block()}
 
 
 def for_sampling(name: str, epsilon: float, target_sampling: sampling.Sampling) -> structs.Rule:
-  """The rule called `name`; `exact` at temperature 0 is the cheaper `Greedy`."""
+  """The rule called `name`; at temperature 0 the lossless ones are the cheaper `Greedy`."""
   if not 0.0 < epsilon <= 1.0:
     raise ValueError(f'epsilon is {epsilon}; it must lie in (0, 1], and 1 is lossless')
   if name not in RULES:
@@ -136,4 +136,4 @@ def for_sampling(name: str, epsilon: float, target_sampling: sampling.Sampling) 
   if epsilon != 1.0:
     raise ValueError(f'epsilon is {epsilon}, but rule {name!r} is lossless and has no leniency; '
                      'it must be 1')
-  return Greedy() if target_sampling.is_greedy else Exact()
+  return Greedy() if target_sampling.is_greedy else RULES[name]

@@ -142,7 +142,7 @@ LEGAL = dict(
         seeds=each(whole(0)), control=truth, train=TRAIN),
     evaluate=dict(
         temperatures=each(NOT_NEGATIVE), gammas=each(whole(1)),
-        draft_sampling=one_of('sampled', 'greedy'), rule=one_of('exact'), epsilon=SHARE,
+        draft_sampling=one_of('sampled', 'greedy'), rule=one_of('exact', 'block'), epsilon=SHARE,
         batch_size=whole(1), num_prompts=whole(1), max_new_tokens=whole(1),
         bootstrap_samples=whole(1), **SAMPLING),
 )
@@ -249,9 +249,9 @@ def _check_distill(distill: Any) -> None:
 
 
 def _check_evaluate(evaluate: Any) -> None:
-  if evaluate.rule == 'exact' and evaluate.epsilon != 1.0:
+  if evaluate.epsilon != 1.0:
     raise ValueError(f'config.evaluate.epsilon is {evaluate.epsilon}, but the rule '
-                     "'exact' is lossless; epsilon must be 1.0 with it")
+                     f'{evaluate.rule!r} is lossless; epsilon must be 1.0 with it')
   if evaluate.num_prompts % evaluate.batch_size:
     raise ValueError(f'config.evaluate.num_prompts is {evaluate.num_prompts}; it must be a '
                      f'multiple of evaluate.batch_size, {evaluate.batch_size}')
