@@ -327,6 +327,7 @@ def batch(rows=8, **fields):
   rng = np.random.default_rng(0)
   prompts = rng.integers(2, 5, rows).astype(np.int32)
   lengths = (prompts + rng.integers(2, 7, rows)).astype(np.int32)
+  prompts[0], lengths[0] = 4, WIDTH  # a row without padding: nothing of it may be read twice
   position = np.arange(WIDTH)[None]
   tokens = rng.integers(2, models.VOCAB, (rows, WIDTH))
   return structs.Batch(
