@@ -11,7 +11,7 @@ DIR is a folder or a bucket (`gs://...`) in which TFDS has prepared the data set
 |---|---|---|---|---|---|
 | xsum | xsum | `summarize: ` | 1024 / 64 | validation | ROUGE-2 |
 | cnn_dailymail | cnn_dailymail | `summarize: ` | 2048 / 128 | validation | ROUGE-2 |
-| wmt14_en_de | wmt14_translate/de-en | `translate English to German: ` | 80 / 80 | validation | BLEU |
+| wmt14_en_de | wmt14_translate/de-en | `translate English to German:` | 80 / 80 | validation | BLEU |
 | gsm8k | gsm8k | `Q: ... A: Let's think step by step.` | 512 / 320 | test | exact answer |
 | lm1b | lm1b | none: plain text | 64 together | test | none |
 
