@@ -22,9 +22,14 @@ def study(name: str) -> ml_collections.ConfigDict:
       fsdp=1,
       tensor=1,
   ))
+  config.topology = _optional(str)  # the TPU slice that the study is meant for, as 'v5e:4x4'
   config.task = task()
-  config.target = ml_collections.ConfigDict(dict(model=decoder(), train=train()))
-  config.draft = ml_collections.ConfigDict(dict(model=decoder(), train=train()))
+  # layout: sharded | tensor | replicated, see sharding.LAYOUTS. weights_dtype: of the frozen
+  # target that the draft learns from, float32 | bfloat16.
+  config.target = ml_collections.ConfigDict(dict(
+      model=decoder(), train=train(), layout='sharded', weights_dtype='float32'))
+  config.draft = ml_collections.ConfigDict(dict(
+      model=decoder(), train=train(), layout='sharded'))
   config.distill = distill()
   config.evaluate = evaluate()
   return config
@@ -90,6 +95,8 @@ def train() -> ml_collections.ConfigDict:
       b2=0.95,
       clip_norm=1.0,
       dropout=0.0,
+      weights_dtype='float32',       # float32 | bfloat16: what the passes read; masters: float32
+      remat='none',            # none | dots | full: kept of each layer for the backward pass
       log_every=10,
       eval_every=100,
       checkpoint_every=100,
@@ -124,6 +131,8 @@ def evaluate() -> ml_collections.ConfigDict:
       draft_sampling='sampled',      # sampled | greedy
       rule='exact',            # exact | block
       epsilon=1.0,             # 1 is lossless
+      mesh=ml_collections.ConfigDict(dict(data=1, fsdp=1, tensor=1)),  # of the devices that decode
+      topology=_optional(str),       # of the slice that decodes; None: the study's
       batch_size=1,
       num_prompts=24,
       max_new_tokens=48,

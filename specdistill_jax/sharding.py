@@ -1,9 +1,15 @@
 """Every sharding word of the project: the mesh, and one table from axis letters to mesh axes.
 
 A parameter's name ends in its axes (`query_dnh`), so its layout follows from its name: each
-letter is looked up in `RULES`. A leading axis that the name doesn't spell is the stack of
-layers. A dimension that the mesh axis doesn't divide stays whole, as a two-head model on four
-chips should still run; nothing else is ever left unsharded silently.
+letter is looked up in one of `LAYOUTS`. Two models on one mesh may follow different ones: a
+large teacher is `sharded` while its small student is `replicated`. A leading axis that the name
+doesn't spell is the stack of layers. A dimension that the mesh axis doesn't divide stays whole,
+as a two-head model on four chips should still run; nothing else is ever left unsharded
+silently.
+
+Activations follow `ACTIVATIONS`, wherever a model says so (`constrain`): rows are spread over
+data and fsdp, heads, MLP and vocabulary over tensor. So caches are laid out like the heads that
+fill them, and logits stay split by vocabulary through the whole loss.
 """
 
 from collections.abc import Callable
@@ -16,13 +22,14 @@ import numpy as np
 AXES = ('data', 'fsdp', 'tensor')
 
 # Letter of the shape legend (structs.py) -> mesh axis. Letters that are not here stay whole.
-RULES = {
-    'd': 'fsdp',
-    'n': 'tensor',
-    'k': 'tensor',
-    'f': 'tensor',
-    'v': 'tensor',
+_HEADS = dict(n='tensor', k='tensor', f='tensor', v='tensor')
+LAYOUTS = {
+    'sharded': dict(d='fsdp', **_HEADS),  # gathered layer by layer over fsdp (ZeRO-3)
+    'tensor': _HEADS,                     # no gathering: for decoding, and for small students
+    'replicated': {},
 }
+DEFAULT_LAYOUT = 'sharded'
+ACTIVATIONS = dict(b=('data', 'fsdp'), **_HEADS)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1,
@@ -53,26 +60,61 @@ def _parameter_name(path: tuple[Any, ...]) -> str:
   return ''
 
 
-def _spec(path: tuple[Any, ...], leaf: Any, mesh: Mesh) -> PartitionSpec:
-  axes = _parameter_name(path).rpartition('_')[2]
-  stacked = len(leaf.shape) - len(axes)
-  if not axes or stacked not in (0, 1):
+def axes(path: tuple[Any, ...]) -> str:
+  """The letters that end a leaf's name: `.layers.query_dnh.value` -> dnh; '' without any."""
+  return _parameter_name(path).rpartition('_')[2]
+
+
+def _fitted(letters: str, shape: tuple[int, ...], rules: dict[str, Any], mesh: Any
+            ) -> list[Any]:
+  """A mesh axis, several or None for each dimension; none twice, and none that doesn't divide."""
+  entries: list[Any] = []
+  for letter, size in zip(letters, shape, strict=True):
+    axis = rules.get(letter)
+    ways = int(np.prod([mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ())]))
+    entries.append(axis if axis is not None and axis not in entries and size % ways == 0 else None)
+  return entries
+
+
+def _spec(path: tuple[Any, ...], leaf: Any, mesh: Mesh, layout: str) -> PartitionSpec:
+  letters = axes(path)
+  stacked = len(leaf.shape) - len(letters)
+  if not letters or stacked not in (0, 1):
     return PartitionSpec()  # a scalar, or an optimizer's factored moment: small, replicated
-  entries: list[str | None] = [None] * stacked
-  for letter, size in zip(axes, leaf.shape[stacked:]):
-    axis = RULES.get(letter)
-    fits = axis is not None and axis not in entries and size % mesh.shape[axis] == 0
-    entries.append(axis if fits else None)
-  return PartitionSpec(*entries)
+  return PartitionSpec(*[None] * stacked,
+                       *_fitted(letters, leaf.shape[stacked:], LAYOUTS[layout], mesh))
 
 
-def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
+def parameter_shardings(tree: Any, mesh: Mesh, layout: str = DEFAULT_LAYOUT) -> Any:
   """NamedShardings for a tree of (abstract) arrays, from the letters that end their names.
 
-  Works on a module and on any optimizer state that mirrors it.
+  Works on a module and on any optimizer state that mirrors it. `layout` is one of `LAYOUTS`.
   """
   return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: NamedSharding(mesh, _spec(path, leaf, mesh)), tree)
+      lambda path, leaf: NamedSharding(mesh, _spec(path, leaf, mesh, layout)), tree)
+
+
+def constrain(x: jax.Array, letters: str) -> jax.Array:
+  """Lays an activation out by its axes (`'btv'`) on the mesh in context; without one, as it is.
+
+  Gradients are laid out like their values.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(
+      x, PartitionSpec(*_fitted(letters, x.shape, ACTIVATIONS, mesh)))
+
+
+def is_matrix(path: tuple[Any, ...]) -> bool:
+  """Neither norm nor bias. A stacked norm has two axes as well, so the name decides."""
+  return len(axes(path)) > 1 and 'bias' not in _parameter_name(path)
+
+
+def matrices_in(tree: Any, dtype: Any) -> Any:
+  """The tree with its matrices in `dtype`; norms and biases are few and stay as they are."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: leaf.astype(dtype) if is_matrix(path) else leaf, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -89,7 +131,8 @@ def rows_per_step(mesh: Mesh) -> int:
   return mesh.shape['data'] * mesh.shape['fsdp']
 
 
-def sharded_init(init: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
+def sharded_init(init: Callable[..., Any], mesh: Mesh, *args: Any,
+                 layout: str = DEFAULT_LAYOUT) -> Any:
   """Runs `init(*args)` so that each device only ever holds its own slice of the result."""
-  shardings = parameter_shardings(jax.eval_shape(init, *args), mesh)
+  shardings = parameter_shardings(jax.eval_shape(init, *args), mesh, layout)
   return jax.jit(init, out_shardings=shardings)(*args)

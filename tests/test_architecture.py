@@ -24,6 +24,7 @@ ARROWS = {
     'checkpoints': {'structs', 'sharding', 'models', 'drafters', 'data'},
     'training': {'structs', 'sharding', 'losses', 'decoding'},
     'evaluation': {'structs', 'decoding'},
+    'costs': {'structs', 'sharding', 'models', 'drafters', 'losses', 'decoding', 'training'},
     'api': {'structs', 'models', 'drafters', 'decoding'},
 }
 ARROWS['stages'] = set(ARROWS)

@@ -56,7 +56,8 @@ class Store:
         optimizer=ocp.args.StandardSave(_by_name(opt_state)),
         data=ocp.args.JsonSave(data_state)))
 
-  def restore(self, params: Any, opt_state: Any, mesh: Mesh
+  def restore(self, params: Any, opt_state: Any, mesh: Mesh,
+              layout: str = sharding.DEFAULT_LAYOUT
               ) -> tuple[int, Any, Any, dict[str, Any]]:
     """The newest step, parameters, optimizer state and data position.
 
@@ -70,7 +71,8 @@ class Store:
     step = self.latest_step()
     if step is None:
       raise ValueError(f'{self._directory} holds no complete checkpoint')
-    params, opt_state = _abstract(params, mesh), _abstract(opt_state, mesh)
+    params, opt_state = (
+        _abstract(params, mesh, layout), _abstract(opt_state, mesh, layout))
     restored = self._manager.restore(step, args=ocp.args.Composite(
         params=ocp.args.StandardRestore(_by_name(params)),
         optimizer=ocp.args.StandardRestore(_by_name(opt_state)),
@@ -101,12 +103,15 @@ def write_model_file(directory: pathlib.Path, config: Any,
   aside.rename(directory / MODEL_FILE)
 
 
-def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None,
+def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
+               layout: str = sharding.DEFAULT_LAYOUT, weights_dtype: str = 'float32',
                **overrides: Any) -> base.Model:
   """The newest model in `directory`: parameters only, without the optimizer.
 
   Args:
     mesh: where to lay the parameters out; the first device if None.
+    layout: how, one of `sharding.LAYOUTS`.
+    weights_dtype: of the matrices; a frozen model needs no float32.
     **overrides: fields of the model's config to change, for example `dropout`.
 
   Raises:
@@ -116,7 +121,8 @@ def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None,
   described = _read_model_file(directory)
   config, init = load_config(directory, **overrides), _KINDS[described['kind']][1]
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-  abstract = _abstract(jax.eval_shape(lambda: init(config, jax.random.key(0))), mesh)
+  abstract = _abstract(jax.eval_shape(lambda: sharding.matrices_in(
+      init(config, jax.random.key(0)), weights_dtype)), mesh, layout)
   with ocp.CheckpointManager((directory / 'checkpoints').absolute(),
                              item_names=_ITEMS) as manager:
     step = manager.latest_step()
@@ -164,8 +170,8 @@ def _digest(path):
   return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
 
 
-def _abstract(tree, mesh):
-  shardings = sharding.parameter_shardings(tree, mesh)
+def _abstract(tree, mesh, layout):
+  shardings = sharding.parameter_shardings(tree, mesh, layout)
   return jax.tree.map(lambda leaf, layout: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=layout), tree, shardings)
 

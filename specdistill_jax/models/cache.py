@@ -19,6 +19,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from specdistill_jax import sharding
+
 
 @struct.dataclass
 class KVCache:
@@ -48,7 +50,8 @@ def init_cache(num_layers: int, batch: int, num_slots: int, num_kv_heads: int,
                head_dim: int, dtype: jnp.dtype, memory: Any = None) -> KVCache:
   """An empty cache; `num_slots` must cover the longest row plus the longest write."""
   shape = (batch, num_kv_heads, num_slots, head_dim)
-  zeros = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(num_layers))
+  zeros = lambda: tuple(sharding.constrain(jnp.zeros(shape, dtype), 'bksh')
+                        for _ in range(num_layers))
   return KVCache(keys_bksh=zeros(), values_bksh=zeros(),
                  length_b=jnp.zeros((batch,), jnp.int32), memory=memory)
 

@@ -12,6 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.models import cache as cache_lib
 from specdistill_jax.models import layers
@@ -39,7 +40,8 @@ class DecoderConfig:
     vocab_padding: rows of embedding and head past vocab_size, which no token has: they are
       kept, and never predicted.
     eos_id: the id, or ids, that end a row.
-    dtype: of activations and matrix products; parameters are float32 masters.
+    remat: what the backward pass keeps of a layer, see `layers.rematerialised`.
+    dtype: of activations and matrix products, whatever the parameters' own.
   """
   family: ClassVar[str] = 'decoder'
   vocab_size: int
@@ -76,6 +78,7 @@ class DecoderConfig:
   sliding_window: int | None = None
   global_every: int = 0
   dropout: float = 0.0
+  remat: str = 'none'
   vocab_padding: int = 0
   eos_id: int | tuple[int, ...] = structs.EOS_ID
   dtype: str = 'bfloat16'
@@ -100,7 +103,7 @@ class DecoderConfig:
       raise ValueError(f'decoder: rope_factor is {self.rope_factor}; it must be at least 1')
     for name, legal in (('norm', ('rms', 'layer')), ('position', ('rope', 'learned')),
                         ('rope_scaling', layers.ROPE_SCALINGS),
-                        ('activation', tuple(layers.ACTIVATIONS)),
+                        ('activation', tuple(layers.ACTIVATIONS)), ('remat', layers.REMAT),
                         ('dtype', ('float32', 'bfloat16'))):
       if getattr(self, name) not in legal:
         raise ValueError(
@@ -278,7 +281,7 @@ class Decoder(nnx.Module):
     x_btd = x_btd * jnp.asarray(self.config.embedding_scale, dtype)
     if self.positions_sd is not None:
       x_btd = x_btd + self.positions_sd[...][positions_bt].astype(dtype)
-    return x_btd
+    return sharding.constrain(x_btd, 'btd')
 
   def logits(self, final_btd):
     """Next-token logits in float32 from the features that the final norm put out."""
@@ -289,6 +292,7 @@ class Decoder(nnx.Module):
     else:
       logits = jnp.einsum('btd,dv->btv', final_btd, self.head_dv[...].astype(final_btd.dtype),
                           preferred_element_type=jnp.float32)
+    logits = sharding.constrain(logits, 'btv')
     return layers.soft_cap(logits[..., :self.config.vocab_size], self.config.logit_softcap)
 
   def _layer_inputs(self, index, positions_bt, mask_bts):
@@ -318,6 +322,7 @@ class Decoder(nnx.Module):
 
     count = self.config.num_layers
     keys = None if dropout_key is None else jax.random.split(dropout_key, count)
+    body = layers.rematerialised(body, self.config.remat)
     return jax.lax.scan(body, x_btd, (jnp.arange(count), self.layers, keys))[0]
 
   def _unrolled(self, x_btd, positions_bt, mask_bts, cache):

@@ -103,6 +103,21 @@ def attend(query_btnh: jax.Array, keys_bksh: jax.Array, values_bksh: jax.Array,
   return out.reshape(b, k, n // k, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
+REMAT = ('none', 'dots', 'full')
+
+
+def rematerialised(body, remat: str):
+  """The body of a scan over layers, with what its backward pass keeps of each layer.
+
+  `none`: everything; `dots`: the matrix products' results, without those of attention;
+  `full`: the layer's input alone, so that the layer runs twice.
+  """
+  if remat == 'none':
+    return body
+  policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == 'dots' else None
+  return jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+
 ACTIVATIONS = {
     'silu': jax.nn.silu,
     'relu': jax.nn.relu,

@@ -18,6 +18,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.models import cache as cache_lib
 from specdistill_jax.models import layers
@@ -36,7 +37,8 @@ class T5Config:
     relative_buckets: of distances, in each stack's table.
     relative_max_distance: tokens beyond which all distances share the last bucket.
     dropout: on embeddings and on what each sublayer adds.
-    dtype: of activations and matrix products; parameters are float32 masters.
+    remat: what the backward pass keeps of a layer, see `layers.rematerialised`.
+    dtype: of activations and matrix products, whatever the parameters' own.
   """
   family: ClassVar[str] = 't5'
   max_positions: ClassVar[int] = 0  # relative positions have no end
@@ -53,6 +55,7 @@ class T5Config:
   relative_max_distance: int = 128
   norm_eps: float = 1e-6
   dropout: float = 0.0
+  remat: str = 'none'
   dtype: str = 'bfloat16'
 
   def __post_init__(self):
@@ -66,8 +69,10 @@ class T5Config:
     if self.relative_max_distance <= self.relative_buckets // 2:
       raise ValueError(f't5: relative_max_distance is {self.relative_max_distance}; it must '
                        f'exceed half of relative_buckets, {self.relative_buckets // 2}')
-    if self.dtype not in ('float32', 'bfloat16'):
-      raise ValueError(f't5: dtype is {self.dtype!r}; it must be one of float32, bfloat16')
+    for name, legal in (('dtype', ('float32', 'bfloat16')), ('remat', layers.REMAT)):
+      if getattr(self, name) not in legal:
+        raise ValueError(
+            f't5: {name} is {getattr(self, name)!r}; it must be one of {", ".join(legal)}')
     if not 0.0 <= self.dropout < 1.0:
       raise ValueError(f't5: dropout is {self.dropout}; it must lie in [0, 1)')
 
@@ -182,6 +187,7 @@ class T5(nnx.Module):
 
     x_bsd = self._embed(prompts_bs, keys[0])
     by_layer = None if dropout_key is None else jax.random.split(keys[1], c.num_encoder_layers)
+    body = layers.rematerialised(body, c.remat)
     x_bsd = jax.lax.scan(body, x_bsd, (self.encoder_layers, by_layer))[0]
     return self.encoder_norm(x_bsd), mask_bs
 
@@ -202,6 +208,7 @@ class T5(nnx.Module):
     x_btd = self._embed(tokens_bt, keys[0])
     by_layer = None if dropout_key is None else jax.random.split(keys[1], c.num_decoder_layers)
     if isinstance(self.decoder_layers, t5_layers.DecoderBlock):
+      body = layers.rematerialised(body, c.remat)
       x_btd = jax.lax.scan(body, x_btd, (self.decoder_layers, by_layer))[0]
     else:
       for index, block in enumerate(self.decoder_layers):
@@ -212,15 +219,17 @@ class T5(nnx.Module):
     """Next-token logits in float32 from the features that the decoder's last norm put out."""
     dtype = final_btd.dtype
     if self.head_dv is not None:
-      return jnp.einsum('btd,dv->btv', final_btd, self.head_dv[...].astype(dtype),
-                        preferred_element_type=jnp.float32)
-    return self.config.width ** -0.5 * jnp.einsum(
-        'btd,vd->btv', final_btd, self.embedding_vd[...].astype(dtype),
-        preferred_element_type=jnp.float32)
+      logits = jnp.einsum('btd,dv->btv', final_btd, self.head_dv[...].astype(dtype),
+                          preferred_element_type=jnp.float32)
+    else:
+      logits = self.config.width ** -0.5 * jnp.einsum(
+          'btd,vd->btv', final_btd, self.embedding_vd[...].astype(dtype),
+          preferred_element_type=jnp.float32)
+    return sharding.constrain(logits, 'btv')
 
   def _embed(self, tokens_bt, dropout_key=None):
     x_btd = self.embedding_vd[...][tokens_bt].astype(jnp.dtype(self.config.dtype))
-    return layers.dropout(x_btd, self.config.dropout, dropout_key)
+    return layers.dropout(sharding.constrain(x_btd, 'btd'), self.config.dropout, dropout_key)
 
   def _decoder_bias(self, positions_bt, num_slots):
     distance_bts = jnp.arange(num_slots)[None, None] - positions_bt[:, :, None]

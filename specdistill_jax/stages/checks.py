@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import dataclasses
 import difflib
 import math
+import re
 from typing import Any
 
 import ml_collections
@@ -102,12 +103,18 @@ def _chat_template(value: Any) -> str | None:
   return wish and f'{wish}, or the path of a .json file'
 
 
+def _topology(value: Any) -> str | None:
+  wish = "a TPU slice such as 'v5e:4x4' or 'v4:2x2x4'"
+  return None if isinstance(value, str) and re.fullmatch(r'v\w+:\d+(x\d+)+', value) else wish
+
+
 POSITIVE = number('above 0', lambda x: x > 0)
 NOT_NEGATIVE = number('of at least 0', lambda x: x >= 0)
 FRACTION = number('from 0 to 1', lambda x: 0 <= x <= 1)
 INNER_FRACTION = number('above 0 and below 1', lambda x: 0 < x < 1)
 SHARE = number('above 0 and at most 1', lambda x: 0 < x <= 1)
 DECAY = number('of at least 0 and below 1', lambda x: 0 <= x < 1)
+DTYPE = one_of('float32', 'bfloat16')
 AXIS = lambda x: None if x == -1 else whole(1)(x) and 'a whole number of at least 1, or -1'
 
 TRAIN = dict(
@@ -115,15 +122,19 @@ TRAIN = dict(
     optimizer=one_of('adamw', 'adafactor'), learning_rate=POSITIVE, warmup_steps=whole(0),
     schedule=one_of('cosine', 'linear', 'constant', 'plateau_cosine'), final_fraction=FRACTION,
     weight_decay=NOT_NEGATIVE, b1=DECAY, b2=DECAY, clip_norm=optional(POSITIVE), dropout=DECAY,
+    weights_dtype=DTYPE, remat=one_of('none', 'dots', 'full'),
     log_every=whole(1), eval_every=whole(1), checkpoint_every=whole(1),
     keep_checkpoints=whole(1))
+MESH = dict(data=AXIS, fsdp=AXIS, tensor=AXIS)
+LAYOUT = one_of('sharded', 'tensor', 'replicated')
 SAMPLING = dict(top_k=optional(whole(1)), top_p=optional(SHARE))
 
 # A nested dict is a section; `anything` marks what another function looks into.
 LEGAL = dict(
     study=text,
     seed=whole(0),
-    mesh=dict(data=AXIS, fsdp=AXIS, tensor=AXIS),
+    mesh=MESH,
+    topology=optional(_topology),
     task=dict(
         name=one_of(*TASKS), vocab_size=whole(8), max_length=whole(2), prompt_length=whole(1),
         max_examples=optional(whole(1)), validation_fraction=INNER_FRACTION,
@@ -132,8 +143,8 @@ LEGAL = dict(
         metric=optional(one_of(*quality.METRICS)), max_inputs=optional(whole(1)),
         max_targets=optional(whole(1)), data_dir=optional(text), vocabulary=optional(text),
         chat_template=optional(_chat_template), prompt_files=_paths),
-    target=dict(model=anything, train=TRAIN),
-    draft=dict(model=anything, train=TRAIN),
+    target=dict(model=anything, train=TRAIN, layout=LAYOUT, weights_dtype=DTYPE),
+    draft=dict(model=anything, train=TRAIN, layout=LAYOUT),
     distill=dict(
         objective=one_of(*OBJECTIVES), beta=INNER_FRACTION, data_source=one_of(*DATA_SOURCES),
         student_fraction=FRACTION, normalisation=one_of('sequence', 'token'),
@@ -144,7 +155,7 @@ LEGAL = dict(
         temperatures=each(NOT_NEGATIVE), gammas=each(whole(1)),
         draft_sampling=one_of('sampled', 'greedy'), rule=one_of('exact', 'block'), epsilon=SHARE,
         batch_size=whole(1), num_prompts=whole(1), max_new_tokens=whole(1),
-        bootstrap_samples=whole(1), **SAMPLING),
+        bootstrap_samples=whole(1), mesh=MESH, topology=optional(_topology), **SAMPLING),
 )
 OPTIONAL_SECTIONS = ('target', 'draft', 'distill', 'evaluate')
 
@@ -215,6 +226,11 @@ def _check_train(train: Any, path: str, rows: int) -> None:
         f'micro-batches must be a multiple of mesh.data x mesh.fsdp, {rows}')
 
 
+def _check_mesh(mesh: Any, path: str) -> None:
+  if [mesh[axis] for axis in mesh].count(-1) > 1:
+    raise ValueError(f'config.{path} is {dict(mesh)}; only one of its axes may be -1')
+
+
 def _check_sections(config: Any) -> None:
   """A stage needs the models that an earlier stage makes."""
   needs = dict(distill=('target', 'draft'), evaluate=('target', 'draft'))
@@ -262,9 +278,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   _check_fields(config, LEGAL, '')
   _check_sections(config)
   task_checks.check(config.task)
-  axes = [config.mesh[axis] for axis in config.mesh]
-  if axes.count(-1) > 1:
-    raise ValueError(f'config.mesh is {dict(config.mesh)}; only one of its axes may be -1')
+  _check_mesh(config.mesh, 'mesh')
   rows = math.prod(size for size in (config.mesh.data, config.mesh.fsdp) if size > 0)
   for name in ('target', 'draft'):
     if config[name] is not None:
@@ -278,5 +292,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     _check_distill(config.distill)
     _check_new_tokens(config.task, config.distill.rollout.max_new_tokens, 'distill.rollout')
   if config.evaluate is not None:
+    _check_mesh(config.evaluate.mesh, 'evaluate.mesh')
     _check_evaluate(config.evaluate)
     _check_new_tokens(config.task, config.evaluate.max_new_tokens, 'evaluate')

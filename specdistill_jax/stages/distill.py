@@ -52,8 +52,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     raise ValueError(f'distill.data_source is {distill.data_source!r}, and must be one of '
                      f'{", ".join(DATA_SOURCES)}')
   mesh = sharding.make_mesh(**config.mesh)
-  teacher = store.load_model(workdir / 'target', mesh)
-  draft = store.load_model(workdir / 'draft', mesh)
+  teacher = store.load_model(workdir / 'target', mesh, layout=config.target.layout,
+                             weights_dtype=config.target.weights_dtype)
+  draft = store.load_model(workdir / 'draft', mesh, layout=config.draft.layout)
   api.check_pair(teacher, draft)
   data = _data(config, workdir, mesh, teacher, draft)
   objective = objectives.Objective(
@@ -73,11 +74,12 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
 def _arm(config, workdir, name, objective, data, rollout, *, seed, teacher) -> train.Run:
   settings, start = config.distill.train, workdir / 'draft'
-  changed = dict(dropout=settings.dropout)
+  changed, layout = dict(dropout=settings.dropout, remat=settings.remat), config.draft.layout
   return train.Run(
       stage='distill', name=name, directory=workdir / 'distill' / name, settings=settings,
       seed=seed, model_config=store.load_config(start, **changed),
-      init=lambda mesh: store.load_model(start, mesh, **changed).module,
+      init=lambda mesh: store.load_model(start, mesh, layout=layout, **changed).module,
+      layout=layout,
       data=data, objective=objective, teacher=teacher, rollout=rollout,
       held_out_tokens=config.distill.rollout.max_new_tokens)
 

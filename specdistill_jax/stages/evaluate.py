@@ -7,6 +7,7 @@ A setting whose line is there already is not measured again.
 
 from collections.abc import Sequence
 import dataclasses
+import math
 import pathlib
 import re
 import subprocess
@@ -18,6 +19,7 @@ import numpy as np
 from rich import progress as rich_progress
 
 from specdistill_jax import api
+from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.checkpoints import store
 from specdistill_jax.data import quality
@@ -53,13 +55,26 @@ class Prompts:
   references: list[str]
 
 
+def _decoding_mesh(settings: ml_collections.ConfigDict) -> jax.sharding.Mesh:
+  """The devices that decode, from the first on: all of them only if an axis is -1."""
+  sizes = dict(settings.mesh)
+  needed = None if -1 in sizes.values() else math.prod(sizes.values())
+  return sharding.make_mesh(**sizes, devices=jax.devices()[:needed])
+
+
+def _load(config: ml_collections.ConfigDict, directory: pathlib.Path, which: str) -> base.Model:
+  """Decoding gathers nothing over fsdp: a model is split by its heads, or not at all."""
+  layout = 'replicated' if config[which].layout == 'replicated' else 'tensor'
+  return store.load_model(directory, _decoding_mesh(config.evaluate), layout=layout)
+
+
 def load_drafts(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Draft]:
   """The undistilled draft, and every arm of the distillation."""
-  drafts = [Draft(store.load_model(workdir / 'draft'), 'none', None, 0, config.seed)]
+  drafts = [Draft(_load(config, workdir / 'draft', 'draft'), 'none', None, 0, config.seed)]
   for name in distill.arm_names(config) if config.distill is not None else ():
     objective, data_source, seed = _ARM.fullmatch(name).groups()
-    drafts.append(Draft(store.load_model(workdir / 'distill' / name), objective, data_source,
-                        config.distill.train.steps, int(seed)))
+    drafts.append(Draft(_load(config, workdir / 'distill' / name, 'draft'), objective,
+                        data_source, config.distill.train.steps, int(seed)))
   return drafts
 
 
@@ -196,7 +211,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     ValueError: a model is missing, the vocabularies differ, or there are too few held-out rows.
   """
   workdir = pathlib.Path(workdir)
-  target = store.load_model(workdir / 'target')
+  target = _load(config, workdir / 'target', 'target')
   drafts = load_drafts(config, workdir)
   for draft in drafts:
     api.check_pair(target, draft.model)
@@ -204,5 +219,6 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   path = workdir / 'results.jsonl'
   rows.repair(path)
   common = _common_fields(config, target)
-  for temperature in config.evaluate.temperatures:
-    _temperature(config, target, drafts, prompts, temperature, path, common)
+  with jax.set_mesh(_decoding_mesh(config.evaluate)):  # caches are laid out on it
+    for temperature in config.evaluate.temperatures:
+      _temperature(config, target, drafts, prompts, temperature, path, common)

@@ -40,6 +40,7 @@ class Run:
     teacher: the frozen target; None when there is none to compare with.
     rollout: how the student's own data are sampled; None for stored data.
     held_out_tokens: new tokens of a held-out prompt, where there is a teacher.
+    layout: of the model that is trained, one of `sharding.LAYOUTS`.
   """
   stage: str
   name: str
@@ -53,6 +54,7 @@ class Run:
   teacher: base.Model | None = None
   rollout: rollouts.Rollout | None = None
   held_out_tokens: int = 64
+  layout: str = sharding.DEFAULT_LAYOUT
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, which: str) -> None:
@@ -60,12 +62,13 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, which: str) ->
   section, data = config[which], workdir / 'data'
   model_config = families.config(
       section.model, vocab_size=shards.read_metadata(data, 'train')['vocab_size'],
-      dropout=section.train.dropout)
+      dropout=section.train.dropout, remat=section.train.remat)
   key = jax.random.key(config.seed)
   fit(Run(stage=which, name=which, directory=workdir / which, settings=section.train,
           seed=config.seed, model_config=model_config, data=data,
           init=lambda mesh: sharding.sharded_init(
-              functools.partial(families.init, model_config), mesh, key)),
+              functools.partial(families.init, model_config), mesh, key, layout=section.layout),
+          layout=section.layout),
       config, workdir)
 
 
@@ -95,7 +98,7 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
   abstract = jax.eval_shape(lambda: create(families.init(run.model_config, jax.random.key(0))))
 
   # Step.
-  update = step_lib.make(settings, run.objective, run.rollout, mesh, abstract)
+  update = step_lib.make(settings, run.objective, run.rollout, mesh, abstract, run.layout)
   key = jax.random.key(run.seed)
   teacher = run.teacher.module if run.objective.needs_teacher else None
 
@@ -114,7 +117,7 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
                              vocabulary if vocabulary.exists() else None)
     else:
       first, params, opt_state, position = checkpoints.restore(
-          abstract.params, abstract.opt_state, mesh)
+          abstract.params, abstract.opt_state, mesh, run.layout)
       state = state_lib.TrainState(
           jax.device_put(jax.numpy.int32(first), sharding.replicated(mesh)), params, opt_state)
       data.set_state(position)
@@ -153,7 +156,7 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
 
 def _start(create, run, mesh, abstract):
   """The state before the first step; the optimizer's part is made where it will live."""
-  shardings = sharding.parameter_shardings(abstract, mesh)
+  shardings = sharding.parameter_shardings(abstract, mesh, run.layout)
   return jax.jit(create, out_shardings=shardings, donate_argnums=0)(run.init(mesh))
 
 

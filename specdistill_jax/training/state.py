@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from specdistill_jax import sharding
+
 OPTIMIZERS = ('adamw', 'adafactor')
 SCHEDULES = ('cosine', 'linear', 'constant', 'plateau_cosine')
 
@@ -20,7 +22,8 @@ class TrainState:
 
   Attributes:
     step: int32, updates done.
-    params: the student, a module that is a pytree of its parameters.
+    params: the student, a module that is a pytree of its parameters: float32 masters, whatever
+      dtype the passes read.
     opt_state: the optimizer's state.
   """
   step: jax.Array
@@ -113,12 +116,7 @@ def optimizer(settings: Any) -> optax.GradientTransformation:
 
 
 def _decayed(params):
-  """True for matrices: a stacked norm has two axes as well, so the name decides."""
-  def is_matrix(path, _):
-    names = [getattr(entry, 'name', getattr(entry, 'key', None)) for entry in path]
-    name = next((n for n in reversed(names) if isinstance(n, str) and '_' in n), '')
-    return 'bias' not in name and len(name.rpartition('_')[2]) > 1
-  return jax.tree_util.tree_map_with_path(is_matrix, params)
+  return jax.tree_util.tree_map_with_path(lambda path, _: sharding.is_matrix(path), params)
 
 
 def create(params: Any, transformation: optax.GradientTransformation) -> TrainState:

@@ -80,9 +80,10 @@ def gradients(objective: objectives.Objective, student, teacher, batch: structs.
     def body(sums, scanned):
       return jax.tree.map(jnp.add, sums, grad_fn(student, *scanned)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, student), objectives.no_totals()
+    zeros = (jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), student),
+             objectives.no_totals())
     (grads, totals), _ = jax.lax.scan(body, zeros, (split, keys))
-  return jax.tree.map(lambda g: g / totals.weight, grads), totals
+  return jax.tree.map(lambda g: g.astype(jnp.float32) / totals.weight, grads), totals
 
 
 def _micro_batches(batch, accumulation, mesh):
@@ -99,30 +100,43 @@ def _micro_batches(batch, accumulation, mesh):
 
 
 def make(settings: Any, objective: objectives.Objective, rollout: rollouts.Rollout | None,
-         mesh: Mesh, abstract_state: state_lib.TrainState):
+         mesh: Mesh, abstract_state: state_lib.TrainState,
+         layout: str = sharding.DEFAULT_LAYOUT):
   """The jitted `update(state, teacher, batch, key) -> (state, Metrics)`; donates `state`.
+
+  The passes and the rollout read a copy of the parameters in `settings.weights_dtype`, made
+  here from the float32 masters that the optimizer changes: what travels between devices has
+  that dtype. `layout` is that of the state (`sharding.LAYOUTS`); the teacher has its own.
 
   `key` is the run's; the step number is folded in, so that a resumed run draws the same
   dropout and rollouts. Equal arguments give the same compiled function: runs that differ in
   their seed alone share one compilation.
   """
-  shardings = sharding.parameter_shardings(abstract_state, mesh)
+  shardings = sharding.parameter_shardings(abstract_state, mesh, layout)
   leaves, treedef = jax.tree.flatten(shardings)
   frozen = ml_collections.FrozenConfigDict(dict(settings))
-  return _make(frozen, objective, rollout, mesh, tuple(leaves), treedef)
+  return _make(frozen, objective, rollout, mesh, layout, tuple(leaves), treedef)
 
 
 @functools.lru_cache(maxsize=8)
-def _make(settings, objective, rollout, mesh, sharding_leaves, treedef):
+def _make(settings, objective, rollout, mesh, layout, sharding_leaves, treedef):
   transformation, schedule = state_lib.optimizer(settings), state_lib.schedule(settings)
 
   def update(state, teacher, batch, key):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # what `constrain` lays out on
+      return _update(state, teacher, batch, key)
+
+  def _update(state, teacher, batch, key):
+    student = sharding.matrices_in(state.params, settings.weights_dtype)
     dropout_key, rollout_key = jax.random.split(jax.random.fold_in(key, state.step))
     on_policy = jnp.zeros((), bool)
     if rollout is not None:
-      batch, on_policy = rollouts.mix(state.params, batch, rollout_key, rollout)
+      # A rollout reads the weights once a token: gathered over fsdp before, not in its loop.
+      gathered = jax.lax.with_sharding_constraint(student, sharding.parameter_shardings(
+          student, mesh, 'tensor' if layout == 'sharded' else layout))
+      batch, on_policy = rollouts.mix(gathered, batch, rollout_key, rollout)
     grads, totals = gradients(
-        objective, state.params, teacher, batch, dropout_key if settings.dropout else None,
+        objective, student, teacher, batch, dropout_key if settings.dropout else None,
         accumulation=settings.accumulation, mesh=mesh,
         first=0 if rollout is None else rollout.first_supervised)
     updates, opt_state = transformation.update(grads, state.opt_state, state.params)

@@ -1,0 +1,50 @@
+"""A large decoder pair: Llama 3.1 70B teaches Llama 3.2 1B on conversations.
+
+  python -m specdistill_jax.compile --config=configs/pod_llama3_70b.py    (no TPU is needed)
+  python -m specdistill_jax.main --config=configs/pod_llama3_70b.py --workdir=gs://... \
+    --config.task.train_files="('chats.jsonl',)" --config.task.vocabulary=gs://...
+
+DistillSpec's on-policy loss on the models that people serve. Rows of 1,024 tokens, of which the
+draft writes up to 256 in a rollout. Settings are ours: no paper distils this pair.
+
+Slice: v5e:8x8. The teacher lies in bfloat16 over all 64 chips and is gathered layer by layer; the
+student's masters and optimizer state likewise. Decoding, batch 1, splits the target over 16
+chips of v5e:4x4.
+
+Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
+
+Published: none for this pair. Ours: not run.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = common.study('pod_llama3_70b')
+  config.topology = 'v5e:8x8'
+  config.mesh.update(data=1, fsdp=64)
+  config.task.update(name='conversations', vocab_size=128_256, max_length=1024,
+                     chat_template='llama-3', train_files=('gs://your-bucket/chats.jsonl',),
+                     vocabulary='gs://your-bucket/llama3.model')
+
+  shared = dict(head_dim=128, num_kv_heads=8, norm_eps=1e-5, rope_theta=500_000.0,
+                rope_scaling='llama3', dtype='bfloat16')
+  config.target.model.update(num_layers=80, width=8192, num_heads=64, mlp_width=28_672,
+                             rope_factor=8.0, tie_embeddings=False, **shared)
+  config.target.weights_dtype = 'bfloat16'
+  config.draft.model.update(shared | dict(
+      num_layers=16, width=2048, num_heads=32, head_dim=64, mlp_width=8192, rope_factor=32.0,
+      tie_embeddings=True))
+
+  config.target.train.batch_size = 64  # only trained here if nothing is imported
+  config.draft.train.batch_size = 64
+  config.distill.rollout.max_new_tokens = 256
+  config.distill.train.update(
+      steps=10_000, batch_size=64, learning_rate=1e-4, warmup_steps=500,
+      weights_dtype='bfloat16', remat='full', eval_every=1_000, checkpoint_every=1_000)
+  config.evaluate.update(gammas=(3, 5), max_new_tokens=256, num_prompts=80,
+                         topology='v5e:4x4')
+  config.evaluate.mesh.tensor = -1
+  return config

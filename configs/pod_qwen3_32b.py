@@ -1,0 +1,46 @@
+"""A large decoder pair: Qwen3 32B teaches Qwen3 0.6B on conversations.
+
+  python -m specdistill_jax.compile --config=configs/pod_qwen3_32b.py    (no TPU is needed)
+  python -m specdistill_jax.main --config=configs/pod_qwen3_32b.py --workdir=gs://... \
+    --config.task.train_files="('chats.jsonl',)" --config.task.vocabulary=gs://...
+
+As pod_llama3_70b, on v4: 16 chips with twice the memory hold a teacher of half the size.
+Settings are ours: no paper distils this pair.
+
+Slice: v4:2x2x4. The teacher lies in bfloat16 over all 16 chips and is gathered layer by layer; the
+student's masters and optimizer state likewise. Decoding, batch 1, splits the target over 8
+chips.
+
+Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
+
+Published: none for this pair. Ours: not run.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = common.study('pod_qwen3_32b')
+  config.topology = 'v4:2x2x4'
+  config.mesh.update(data=1, fsdp=16)
+  config.task.update(name='conversations', vocab_size=151_936, max_length=1024,
+                     chat_template='qwen', train_files=('gs://your-bucket/chats.jsonl',),
+                     vocabulary='gs://your-bucket/qwen3.model')
+
+  shared = dict(head_dim=128, num_kv_heads=8, rope_theta=1e6, qk_norm=True, dtype='bfloat16')
+  config.target.model.update(num_layers=64, width=5120, num_heads=64, mlp_width=25_600,
+                             tie_embeddings=False, **shared)
+  config.target.weights_dtype = 'bfloat16'
+  config.draft.model.update(num_layers=28, width=1024, num_heads=16, mlp_width=3072,
+                            tie_embeddings=True, **shared)
+
+  config.distill.rollout.max_new_tokens = 256
+  config.distill.train.update(
+      steps=10_000, batch_size=32, learning_rate=1e-4, warmup_steps=500,
+      weights_dtype='bfloat16', remat='full', eval_every=1_000, checkpoint_every=1_000)
+  config.evaluate.update(gammas=(3, 5), max_new_tokens=256, num_prompts=80,
+                         topology='v4:2x2x2')
+  config.evaluate.mesh.tensor = -1
+  return config

@@ -1,0 +1,175 @@
+"""Compiles a study's programs for a TPU slice, without a TPU: memory, roofline, predictions.
+
+  python -m specdistill_jax.compile --config=configs/pod_t5_xl.py
+  python -m specdistill_jax.compile --config=... --topology=v5e:4x4,v5e:16x16 --programs=train
+  python -m specdistill_jax.compile --config=... --topology=v5e --sweep
+
+Needs libtpu beside JAX: launch/requirements-tpu-compile.txt. Nothing is initialised and no data
+are read. The last line of standard output is one JSON document; before it stands a table.
+Memory figures are the compiler's own; times are rooflines (`costs/roofline.py`), lower bounds
+from published rates, never measurements.
+"""
+
+from collections.abc import Sequence
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+import ml_collections
+from ml_collections import config_flags
+
+# Read by libtpu when it is loaded: no metadata server, no lock against a second compiler.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+for _name, _value in dict(TPU_SKIP_MDS_QUERY='1', ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+                          TPU_ACCELERATOR_TYPE='v5litepod-16',
+                          TPU_WORKER_HOSTNAMES='localhost').items():
+  os.environ.setdefault(_name, _value)
+
+# pylint: disable=wrong-import-position
+import jax
+
+from specdistill_jax import sharding
+from specdistill_jax import structs
+from specdistill_jax.costs import ahead
+from specdistill_jax.costs import chips
+from specdistill_jax.costs import programs
+from specdistill_jax.costs import report
+from specdistill_jax.stages import checks
+from specdistill_jax.stages import sources
+from specdistill_jax.stages import task_checks
+# pylint: enable=wrong-import-position
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def widths(config: ml_collections.ConfigDict) -> structs.Widths:
+  """Tokens of the longest prompt and completion that the config allows."""
+  task = config.task
+  if task_checks.is_language_modelling(task):
+    return structs.Widths(task.prompt_length, task.max_length - task.prompt_length)
+  inputs, targets = sources.lengths(task)
+  prompt = inputs or task.max_length - config.distill.rollout.max_new_tokens
+  return structs.Widths(prompt, targets or task.max_length - prompt)
+
+
+def build(config: ml_collections.ConfigDict, name: str, topology: str, gamma: int
+          ) -> programs.Program:
+  """One program of the study, laid out on a slice."""
+  devices = chips.devices(topology)
+  if name in programs.TRAINING:
+    return programs.training(config, widths(config), sharding.make_mesh(
+        **config.mesh, devices=devices), on_policy=name == 'on_policy')
+  return programs.decoding(config, widths(config), sharding.make_mesh(
+      **config.evaluate.mesh, devices=devices), name=name, gamma=gamma)
+
+
+def document(config: ml_collections.ConfigDict, topology: str, decode_topology: str,
+             names: Sequence[str], *, gamma: int, alpha: float | None = None,
+             tau: float | None = None, keep: pathlib.Path | None = None) -> dict[str, Any]:
+  """Compiles programs of a study for a slice, and says what they cost there.
+
+  Args:
+    topology: of training, as 'v5e:4x4'; `decode_topology`: of decoding.
+    names: of `programs.NAMES`.
+    gamma: drafted tokens a cycle.
+    alpha, tau: acceptance rate or block efficiency of the prediction; None: a curve.
+    keep: folder of finished compilations.
+  """
+  rows = {}
+  for name in names:
+    place = topology if name in programs.TRAINING else decode_topology
+    print(f'[compile] {config.study}: {name} for {place}', file=sys.stderr, flush=True)
+    program = build(config, name, place, gamma)
+    rows[name] = report.row(program, ahead.run(program, place, keep), place)
+  return dict(study=config.study, topology=topology, decode_topology=decode_topology,
+              jax_version=jax.__version__, fits=all(found['fits'] for found in rows.values()),
+              programs=list(rows.values()),
+              prediction=report.prediction(rows, gamma, config.evaluate.batch_size, alpha, tau))
+
+
+def sweep(kind: str) -> list[str]:
+  """The slices of a chip, from small to large."""
+  if kind not in chips.SLICES:
+    raise ValueError(f'--sweep goes over the slices of one chip, and --topology is {kind!r}; it '
+                     f'must be one of {", ".join(chips.SLICES)}')
+  return [f'{kind}:{shape}' for shape in chips.SLICES[kind]]
+
+
+def run(values: flags.FlagValues) -> dict[str, Any]:
+  """What the command does, after its flags: documents of all slices, and the smallest that fits."""
+  config = values.config
+  checks.check(config)
+  names = values.programs or list(programs.NAMES)
+  for name in names:
+    if name not in programs.NAMES:
+      raise ValueError(f'--programs names {name!r}; there are {", ".join(programs.NAMES)}')
+  asked = values.topology or [config.topology]
+  if asked == [None]:
+    raise ValueError('--topology is missing and config.topology is None; give a slice, as in '
+                     '--topology=v5e:4x4')
+  if values.sweep and len(asked) != 1:
+    raise ValueError(f'--sweep goes over the slices of one chip, and --topology names {asked}')
+  slices = sweep(asked[0].partition(':')[0]) if values.sweep else asked
+  gamma = values.gamma or max(config.evaluate.gammas)
+  keep = pathlib.Path(values.keep) if values.keep else None
+  documents, smallest = [], None
+  for topology in slices:
+    own = values.decode_topology or (None if values.topology else config.evaluate.topology)
+    try:
+      found = document(config, topology, own or topology, names, gamma=gamma,
+                       alpha=values.alpha, tau=values.tau, keep=keep)
+    except ValueError as error:
+      if not values.sweep:
+        raise
+      print(f'[compile] {topology}: {error}', file=sys.stderr, flush=True)
+      continue
+    documents.append(found)
+    if values.sweep and found['fits']:
+      smallest = topology
+      break
+  print(report.table(documents))
+  return dict(documents=documents, smallest_that_fits=smallest)
+
+
+def _flags() -> flags.FlagValues:
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', None, 'A file of configs/.', lock_config=True,
+                                  flag_values=values)
+  text = dict(
+      topology="Slices, as v5e:4x4,v4:2x2x4; None: the config's own.",
+      programs=f'Only these, of {",".join(programs.NAMES)}.')
+  for name, help_text in text.items():
+    flags.DEFINE_list(name, None, help_text, flag_values=values)
+  flags.DEFINE_string('decode_topology', None, 'The slice that decodes; None: the same.',
+                      flag_values=values)
+  flags.DEFINE_string('keep', None, 'A folder of finished compilations, read and written.',
+                      flag_values=values)
+  flags.DEFINE_integer('gamma', None, 'Drafted tokens; None: the largest of the config.',
+                       flag_values=values)
+  flags.DEFINE_float('alpha', None, 'Acceptance rate of the prediction.', flag_values=values)
+  flags.DEFINE_float('tau', None, 'Block efficiency of the prediction.', flag_values=values)
+  flags.DEFINE_bool('sweep', False, 'Find the smallest slice that fits.', flag_values=values)
+  return values
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command. Returns the exit status: 0, 1 if something does not fit, 2 after an error."""
+  sys.path.append(str(_ROOT))  # config files import configs.common, wherever they are run from
+  values = _flags()
+  try:
+    values(list(sys.argv if argv is None else argv))
+    if values.config is None:
+      raise ValueError('--config is missing; give one, as in --config=configs/pod_t5_xl.py')
+    result = run(values)
+  except (ValueError, flags.Error, RuntimeError) as error:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
+    return 2
+  print(json.dumps(result))
+  return 0 if any(found['fits'] for found in result['documents']) else 1
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,212 @@
+"""FLOPs, bytes and collectives of a compiled module, every loop body as often as it runs.
+
+Everything is of one chip. FLOPs are those of matrix products (TPU compilers write them as
+convolutions). Bytes are those that move between HBM and a kernel, a fusion being one kernel: what
+the compiler keeps on the chip costs none, a slice of an array costs the slice. Padding of arrays
+to the hardware's tiles is left out.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+import math
+import re
+
+import numpy as np
+
+from specdistill_jax.costs import hlo
+
+COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute',
+               'ragged-all-to-all', 'collective-broadcast')
+_FREE = ('parameter', 'tuple', 'get-tuple-element', 'constant', 'bitcast', 'after-all', 'iota',
+         'partition-id', 'replica-id', 'opt-barrier', 'domain', 'add-dependency')
+_SLICES = ('dynamic-slice', 'slice', 'gather')
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+  """One kernel or collective, and how often it runs.
+
+  Attributes:
+    kind: a member of `COLLECTIVES`, or '' for a kernel.
+    flops: of its matrix products.
+    hbm_bytes: read and written.
+    wire_bytes: sent by one chip, on a ring; 0 for a kernel.
+    group: chips that a collective joins.
+    times: it runs.
+    source: where it comes from in the JAX program.
+  """
+  kind: str
+  flops: float
+  hbm_bytes: float
+  wire_bytes: float
+  group: int
+  times: float
+  source: str
+
+
+def operations(module: hlo.Module, unknown_trips: float) -> list[Operation]:
+  """Everything that runs; loops whose end depends on data run `unknown_trips` times."""
+  return list(_walk(module, module.computations[module.entry], 1.0, unknown_trips))
+
+
+def _walk(module, computation, times, unknown_trips) -> Iterator[Operation]:
+  walk = functools.partial(_walk, module, unknown_trips=unknown_trips)
+  joined = set()  # the parts of an overlapped collective share its channel
+  for instruction in computation.instructions.values():
+    opcode = instruction.opcode
+    if opcode == 'while':
+      trips = hlo.trip_count(module, computation, instruction)
+      body = module.computations[instruction.called('body')[0]]
+      yield from walk(body, times * (unknown_trips if trips is None else trips))
+    elif opcode == 'conditional':
+      names = (instruction.called('branch_computations')
+               or instruction.called('true_computation') + instruction.called('false_computation'))
+      branches = [list(walk(module.computations[name], times)) for name in names]
+      yield from max(branches, key=lambda found: sum(
+          (o.flops + o.hbm_bytes + o.wire_bytes) * o.times for o in found))
+    elif opcode in ('call', 'async-start'):
+      yield from walk(module.computations[(instruction.called('to_apply')
+                                           or instruction.called('calls'))[0]], times)
+    elif opcode not in _FREE and not opcode.endswith(('-done', '-update')):
+      for found, inside in _collectives(module, computation, instruction):
+        channel = found.attribute('channel_id') or found.name
+        if channel not in joined:
+          joined.add(channel)
+          yield _collective(found, inside, times)
+      yield Operation('', _flops(module, computation, instruction),
+                      _hbm_bytes(module, computation, instruction), 0.0, 1, times,
+                      instruction.op_name)
+
+
+def _collectives(module, computation, instruction):
+  """Collectives of an instruction, with the computation that holds each: itself, or fused."""
+  if instruction.opcode.removesuffix('-start') in COLLECTIVES:
+    yield instruction, computation
+  elif instruction.opcode == 'fusion':
+    inside = module.computations[instruction.called('calls')[0]]
+    for nested in inside.instructions.values():
+      yield from _collectives(module, inside, nested)
+
+
+def _collective(instruction, computation, times) -> Operation:
+  kind = instruction.opcode.removesuffix('-start')
+  group = group_size(instruction)
+  sent = sum(computation.instructions[name].bytes for name in instruction.operands)
+  # A ring passes each chip's share on; an all-reduce scatters and gathers.
+  factor = {'all-gather': group - 1, 'all-reduce': 2 * (group - 1) / group,
+            'collective-permute': 1}.get(kind, (group - 1) / group)
+  return Operation(kind, 0.0, 0.0, sent * factor, group, times, instruction.op_name)
+
+
+def group_size(instruction: hlo.Instruction) -> int:
+  """Chips that exchange data with one another."""
+  text = instruction.attributes
+  if found := re.search(r'replica_groups=\[(\d+),(\d+)\]', text):      # [groups, size]<=[...]
+    return int(found.group(2))
+  if found := re.search(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}', text):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found.group(1)))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found.group(2)))
+  if found := re.search(r'replica_groups=\{\{([\d,]*)\}', text):
+    return len(found.group(1).split(','))
+  return 2 if 'source_target_pairs' in text else 1
+
+
+def _flops(module, computation, instruction) -> float:
+  if instruction.opcode == 'dot':
+    contracted = re.findall(r'\d+', instruction.attribute('lhs_contracting_dims') or '')
+    dims = computation.operand(instruction, 0).arrays[0].dims
+    return 2.0 * instruction.arrays[0].size * math.prod(dims[int(i)] for i in contracted)
+  if instruction.opcode == 'convolution':
+    return _convolution_flops(computation, instruction)
+  if instruction.opcode == 'fusion':
+    inside = module.computations[instruction.called('calls')[0]]
+    return sum(_flops(module, inside, nested) for nested in inside.instructions.values())
+  return 0.0
+
+
+def _convolution_flops(computation, instruction) -> float:
+  """Twice the products whose factors both exist: padding and dilation have none."""
+  labels = instruction.attribute('dim_labels')
+  source_labels, kernel_labels, out_labels = re.split(r'_|->', labels)
+  source, kernel = (computation.operand(instruction, i).arrays[0].dims for i in (0, 1))
+  out = instruction.arrays[0].dims
+  window = instruction.attribute('window') or ''
+  products = out[out_labels.index('b')] * out[out_labels.index('f')]
+  products *= kernel[kernel_labels.index('i')]
+  for axis in range(len(source_labels) - 2):
+    def of(name, default):
+      found = re.search(rf'\b{name}=([\dx_\-]+)', window)
+      return found.group(1).split('x')[axis] if found else default
+    products *= _valid_pairs(
+        source[source_labels.index(str(axis))], kernel[kernel_labels.index(str(axis))],
+        out[out_labels.index(str(axis))], int(of('stride', '1')),
+        int(of('pad', '0_0').split('_')[0]), int(of('lhs_dilate', '1')),
+        int(of('rhs_dilate', '1')))
+  return 2.0 * products
+
+
+@functools.lru_cache(maxsize=None)
+def _valid_pairs(source, kernel, out, stride, pad, source_dilation, kernel_dilation) -> int:
+  """Pairs of an output and a kernel position that meet an element of the source."""
+  at = (np.arange(out)[:, None] * stride + np.arange(kernel)[None] * kernel_dilation - pad)
+  return int(((at >= 0) & (at % source_dilation == 0) & (at // source_dilation < source)).sum())
+
+
+def _hbm_bytes(module, computation, instruction) -> float:
+  opcode = instruction.opcode
+  if opcode == 'fusion':
+    inside = module.computations[instruction.called('calls')[0]]
+    read = sum(_read(module, inside, inside.parameter(index))
+               for index in range(len(instruction.operands)))
+    return read + _written(module, inside, inside.root, instruction.arrays)
+  if opcode in _SLICES:
+    return 2 * instruction.hbm_bytes
+  if opcode in ('dynamic-update-slice', 'scatter'):
+    update = computation.operand(instruction, 1 if opcode == 'dynamic-update-slice' else -1)
+    return 2 * update.bytes if instruction.arrays[0].in_hbm else 0
+  if opcode.endswith('-start'):  # its type repeats the operand: the result is the other part
+    operands = [computation.instructions[name] for name in instruction.operands]
+    moved = [a for a in instruction.arrays if a.size > 1]
+    return sum(o.hbm_bytes for o in operands) + (moved[0].hbm_bytes if moved else 0) * (
+        opcode in ('copy-start', 'slice-start'))
+  operands = sum(computation.instructions[name].hbm_bytes for name in instruction.operands)
+  return operands + instruction.hbm_bytes
+
+
+def _read(module, computation, value) -> float:
+  """Bytes that a fused computation reads of one of its parameters."""
+  if value is None or not value.hbm_bytes:
+    return 0.0
+  total = 0.0
+  for user in computation.users(value.name):
+    index = user.operands.index(value.name)
+    if user.opcode in _SLICES and index == 0:
+      total += user.bytes
+    elif user.opcode == 'dynamic-update-slice' and index == 0:
+      continue  # overwritten in place
+    elif user.opcode == 'bitcast':
+      total += _read(module, computation, user)
+    elif user.opcode == 'fusion':
+      inside = module.computations[user.called('calls')[0]]
+      total += _read(module, inside, inside.parameter(index))
+    elif user.opcode != 'tuple':  # handed through
+      return float(value.hbm_bytes)
+  return min(total, float(value.hbm_bytes))
+
+
+def _written(module, computation, root, arrays) -> float:
+  """Bytes that a fused computation writes: all of its result, or what it updates in place."""
+  if root.opcode == 'tuple' and len(root.operands) == len(arrays):
+    return sum(_written(module, computation, computation.instructions[name], (array,))
+               for name, array in zip(root.operands, arrays))
+  if not any(array.in_hbm for array in arrays) or root.opcode == 'parameter':
+    return 0.0
+  if root.opcode == 'bitcast':
+    return _written(module, computation, computation.operand(root, 0), arrays)
+  if root.opcode == 'dynamic-update-slice':
+    return float(computation.operand(root, 1).bytes)
+  if root.opcode == 'fusion':
+    inside = module.computations[root.called('calls')[0]]
+    return _written(module, inside, inside.root, arrays)
+  return float(sum(array.hbm_bytes for array in arrays))

@@ -1,0 +1,168 @@
+"""The programs of a study as the compiler gets them: abstract arrays with their layout, no weights.
+
+`train` is the update on stored rows, `on_policy` the update with its rollout inside; `generate`
+decodes the target alone, `draft` the draft alone, `speculate` the chain of both.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+import ml_collections
+
+from specdistill_jax import sharding
+from specdistill_jax import structs
+from specdistill_jax.decoding import autoregressive
+from specdistill_jax.decoding import chain
+from specdistill_jax.decoding import engine
+from specdistill_jax.decoding import rules
+from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.drafters import lm
+from specdistill_jax.losses import objectives
+from specdistill_jax.models import families
+from specdistill_jax.training import rollouts
+from specdistill_jax.training import state as state_lib
+from specdistill_jax.training import step as step_lib
+
+TRAINING = ('train', 'on_policy')
+DECODING = ('generate', 'draft', 'speculate')
+NAMES = (*TRAINING, *DECODING)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """One program, ready for the compiler.
+
+  Attributes:
+    name: one of `NAMES`.
+    function: jitted; `arguments` are abstract and laid out.
+    arguments: of the function.
+    mesh: what the arguments are laid out on.
+    steps: of a loop whose end depends on its data: tokens a row decodes, at most.
+    tokens: trained on in one call; 0 when decoding.
+    reference: the same computation, to be traced for the FLOPs that it needs: nothing is
+      rematerialised in it.
+  """
+  name: str
+  function: Callable[..., Any]
+  arguments: tuple[Any, ...]
+  mesh: Mesh
+  steps: int
+  tokens: int
+  reference: Callable[..., Any]
+
+  def lower(self) -> jax.stages.Lowered:
+    with jax.set_mesh(self.mesh):
+      return self.function.lower(*self.arguments)
+
+
+def _laid_out(tree: Any, shardings: Any) -> Any:
+  return jax.tree.map(lambda leaf, layout: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=layout), tree, shardings)
+
+
+def _everywhere(tree: Any, layout: NamedSharding) -> Any:
+  return _laid_out(tree, jax.tree.map(lambda _: layout, tree))
+
+
+def _key(mesh: Mesh) -> Any:
+  return _everywhere(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(mesh))
+
+
+def _model_config(config: ml_collections.ConfigDict, which: str, **changed: Any) -> Any:
+  return families.config(config[which].model, vocab_size=config.task.vocab_size, **changed)
+
+
+def module(config: ml_collections.ConfigDict, which: str, mesh: Mesh, *, layout: str, dtype: str,
+           unstacked: bool) -> Any:
+  """The abstract target or draft."""
+  def init():
+    built = sharding.matrices_in(
+        families.init(_model_config(config, which), jax.random.key(0)), dtype)
+    return built.unstacked() if unstacked else built
+  abstract = jax.eval_shape(init)
+  return _laid_out(abstract, sharding.parameter_shardings(abstract, mesh, layout))
+
+
+def _batch(rows: int, widths: structs.Widths, mesh: Mesh) -> structs.Batch:
+  whole = lambda dtype: jax.ShapeDtypeStruct((rows, widths.prompt + widths.completion), dtype)
+  length = jax.ShapeDtypeStruct((rows,), jnp.int32)
+  batch = structs.Batch(whole(jnp.int32), whole(jnp.float32), length, length, widths)
+  return _everywhere(batch, sharding.batch_sharding(mesh))
+
+
+def training(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Mesh, *,
+             on_policy: bool) -> Program:
+  """The update of the draft towards the target, as `stages.distill` runs it."""
+  distill = config.distill
+  settings = distill.train
+  state_lib.check(settings, sharding.rows_per_step(mesh))
+  objective = objectives.Objective(
+      distill.objective, beta=distill.beta, normalisation=distill.normalisation,
+      temperature=distill.temperature)
+  rollout = None
+  if on_policy:
+    new_tokens = distill.rollout.max_new_tokens
+    widths = structs.Widths(widths.prompt, new_tokens)
+    rollout = rollouts.Rollout(
+        sampling_lib.Sampling(distill.rollout.temperature, distill.rollout.top_k,
+                              distill.rollout.top_p),
+        max_new_tokens=new_tokens, prompt_width=widths.prompt)
+
+  def update(remat):
+    student = _model_config(config, 'draft', dropout=settings.dropout, remat=remat)
+    create = lambda: state_lib.create(
+        families.init(student, jax.random.key(0)), state_lib.optimizer(settings))
+    abstract = jax.eval_shape(create)
+    function = step_lib.make(settings, objective, rollout, mesh, abstract, config.draft.layout)
+    return function, _laid_out(
+        abstract, sharding.parameter_shardings(abstract, mesh, config.draft.layout))
+
+  teacher = module(config, 'target', mesh, layout=config.target.layout,
+                   dtype=config.target.weights_dtype, unstacked=False)
+  inputs = (teacher, _batch(settings.batch_size, widths, mesh), _key(mesh))
+  function, state = update(settings.remat)
+  plain, plain_state = update('none')
+  return Program(
+      name='on_policy' if on_policy else 'train', function=function,
+      arguments=(state, *inputs), mesh=mesh, steps=widths.completion,
+      tokens=settings.batch_size * widths.completion,
+      reference=lambda: jax.make_jaxpr(plain)(plain_state, *inputs))
+
+
+def decoding(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Mesh, *,
+             name: str, gamma: int) -> Program:
+  """Prompts in, tokens out: prefill and the whole loop, in one program."""
+  settings = config.evaluate
+  sampling = sampling_lib.Sampling(max(settings.temperatures), settings.top_k, settings.top_p)
+  rule = rules.for_sampling(settings.rule, settings.epsilon, sampling)
+  new_tokens = settings.max_new_tokens
+  weights = lambda which: module(
+      config, which, mesh, dtype='bfloat16', unstacked=True,
+      layout='replicated' if config[which].layout == 'replicated' else 'tensor')
+
+  def generate(target, prompts_bt, lengths_b, key):
+    state = autoregressive.generate(target, prompts_bt, lengths_b, key, sampling=sampling,
+                                    max_new_tokens=new_tokens)
+    return engine.generation(state, max_new_tokens=new_tokens)
+
+  def speculate(target, draft, prompts_bt, lengths_b, key):
+    drafter = lm.LMDrafter(draft, gamma=gamma, sampling=sampling)
+    state = chain.prefill(target, drafter, prompts_bt, lengths_b, key,
+                          max_new_tokens=new_tokens)
+    state = chain.decode(target, drafter, state, rule=rule, sampling=sampling)
+    return engine.generation(state, max_new_tokens=new_tokens)
+
+  rows = settings.batch_size
+  layout = sharding.batch_sharding(mesh) if rows % sharding.rows_per_step(mesh) == 0 else (
+      sharding.replicated(mesh))
+  prompts = _everywhere((jax.ShapeDtypeStruct((rows, widths.prompt), jnp.int32),
+                         jax.ShapeDtypeStruct((rows,), jnp.int32)), layout)
+  models = dict(generate=('target',), draft=('draft',), speculate=('target', 'draft'))[name]
+  function = jax.jit(speculate if name == 'speculate' else generate)
+  arguments = (*[weights(which) for which in models], *prompts, _key(mesh))
+  return Program(name=name, function=function, arguments=arguments, mesh=mesh, steps=new_tokens,
+                 tokens=0, reference=lambda: jax.make_jaxpr(function)(*arguments))
