@@ -62,19 +62,20 @@ def one_device():
   return sharding.make_mesh(devices=jax.devices()[:1])
 
 
-def start(mesh, section, config=CONFIG):
+def start(mesh, section, config=CONFIG, layout='sharded'):
   create = functools.partial(state_lib.create, transformation=state_lib.optimizer(section))
   abstract = jax.eval_shape(lambda: create(decoder.init(config, jax.random.key(0))))
   params = jax.tree.unflatten(jax.tree.structure(abstract.params), jax.tree.leaves(student()))
-  layout = sharding.parameter_shardings(abstract, mesh)
-  return jax.jit(create, out_shardings=layout)(jax.device_get(params)), abstract
+  shardings = sharding.parameter_shardings(abstract, mesh, layout)
+  return jax.jit(create, out_shardings=shardings)(jax.device_get(params)), abstract
 
 
-def train(mesh, section, num_steps=3):
+def train(mesh, section, num_steps=3, teacher_layout='sharded', student_layout='sharded'):
   """On-policy distillation for a few steps; the metrics of each."""
-  state, abstract = start(mesh, section)
-  update = step.make(section, FORWARD_KL, ROLLOUT, mesh, abstract)
-  placed = jax.device_put(teacher(), sharding.parameter_shardings(teacher(), mesh))
+  state, abstract = start(mesh, section, layout=student_layout)
+  update = step.make(section, FORWARD_KL, ROLLOUT, mesh, abstract, student_layout)
+  placed = jax.device_put(
+      teacher(), sharding.parameter_shardings(teacher(), mesh, teacher_layout))
   rows = jax.device_put(batch(), sharding.batch_sharding(mesh))
   metrics, leaf = [], jax.tree.leaves(state.params)[0]
   for _ in range(num_steps):
@@ -132,16 +133,65 @@ def metrics_on_one_device():
   return train(one_device(), settings())
 
 
-@pytest.mark.parametrize('sizes, accumulation', [
-    (dict(), 1), (dict(data=2, fsdp=2, tensor=2), 2)])
-def test_eight_devices_give_the_losses_of_one(sizes, accumulation):
-  """On-policy, so that rollouts too are the same whatever holds the rows."""
-  actual = train(sharding.make_mesh(**sizes), settings(accumulation=accumulation))
+@pytest.mark.parametrize('sizes, accumulation, layouts', [
+    (dict(), 1, {}), (dict(data=2, fsdp=2, tensor=2), 2, {}),
+    (dict(data=1, fsdp=4, tensor=2), 1,
+     dict(teacher_layout='sharded', student_layout='replicated'))])
+def test_eight_devices_give_the_losses_of_one(sizes, accumulation, layouts):
+  """On-policy, so that rollouts too are the same whatever holds the rows, or the weights."""
+  actual = train(sharding.make_mesh(**sizes), settings(accumulation=accumulation), **layouts)
   for ours, reference in zip(actual, metrics_on_one_device(), strict=True):
     np.testing.assert_allclose(ours.loss, reference.loss, rtol=1e-5)
     np.testing.assert_allclose(ours.alpha, reference.alpha, rtol=1e-5)
     np.testing.assert_allclose(ours.grad_norm, reference.grad_norm, rtol=1e-4)
     assert ours.num_tokens == reference.num_tokens and ours.on_policy == 1
+
+
+def test_small_updates_add_up_in_the_masters():
+  """In bfloat16 alone an update of a 2000th of a weight would be lost, time after time."""
+  section, mesh = settings(weights_dtype='bfloat16', learning_rate=1e-5, schedule='constant',
+                           clip_norm=None), one_device()
+  state, abstract = start(mesh, section)
+  before = np.asarray(state.params.embedding_vd[...])
+  update = step.make(section, SUPERVISED, None, mesh, abstract)
+  for _ in range(3):
+    state, _ = update(state, None, batch(), jax.random.key(0))
+  after = np.asarray(state.params.embedding_vd[...])
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype('float32')}
+  learnt = np.abs(after - before) > 0
+  assert learnt.mean() > 0.5
+  assert np.max(np.abs(after - before)) < 1e-4 < np.max(np.abs(before)) / 256
+
+
+def test_passes_read_the_copy_in_bfloat16():
+  """The first step's loss is that of the rounded weights, not of the masters."""
+  mesh = one_device()
+  def first_loss(params, **fields):
+    section = settings(**fields)
+    state, abstract = start(mesh, section)
+    state = state.replace(params=jax.tree.map(jnp.copy, params))
+    update = step.make(section, SUPERVISED, None, mesh, abstract)
+    return float(update(state, None, batch(), jax.random.key(0))[1].loss)
+  rounded = jax.tree.map(lambda x: x.astype(jnp.float32),
+                         sharding.matrices_in(student(), 'bfloat16'))
+  assert first_loss(rounded) == pytest.approx(first_loss(student(), weights_dtype='bfloat16'),
+                                              rel=1e-6)
+  assert abs(first_loss(rounded) - first_loss(student())) > 1e-6
+
+
+@pytest.mark.parametrize('remat', ['dots', 'full'])
+def test_rematerialisation_changes_what_is_kept_and_no_gradient(remat):
+  def gradient(config):
+    model = jax.tree.unflatten(
+        jax.tree.structure(jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))),
+        jax.tree.leaves(student()))
+    function = lambda m: step.losses(SUPERVISED, m, None, batch()).loss_sum
+    return jax.jit(jax.grad(function))(model), str(jax.make_jaxpr(jax.grad(function))(model))
+  plain, plain_trace = gradient(CONFIG)
+  again, trace = gradient(models.config(num_layers=1, remat=remat))
+  assert 'remat' in trace and 'remat' not in plain_trace
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+               jax.tree.leaves(plain), jax.tree.leaves(again))
 
 
 def test_dropout_changes_with_the_step_and_is_drawn_again_on_resuming():

@@ -104,7 +104,7 @@ def group_size(instruction: hlo.Instruction) -> int:
   text = instruction.attributes
   if found := re.search(r'replica_groups=\[(\d+),(\d+)\]', text):      # [groups, size]<=[...]
     return int(found.group(2))
-  if found := re.search(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}', text):
+  if found := re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', text):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", found.group(1)))
     return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found.group(2)))
   if found := re.search(r'replica_groups=\{\{([\d,]*)\}', text):

@@ -1,0 +1,150 @@
+"""Counting compiled programs: trip counts put back, against counts by hand and the JAX trace."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from specdistill_jax import sharding
+from specdistill_jax.costs import ahead
+from specdistill_jax.costs import chips
+from specdistill_jax.costs import count
+from specdistill_jax.costs import hlo
+from specdistill_jax.costs import needed
+from specdistill_jax.costs import roofline
+
+SIZE = 16
+PRODUCT = 2 * SIZE ** 3
+
+
+def counted(function, *arguments, unknown_trips=1):
+  """Operations of the compiled function, and the FLOPs of its trace."""
+  shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in arguments]
+  module = hlo.parse(jax.jit(function).lower(*shapes).compile().as_text())
+  trace = jax.make_jaxpr(function)(*shapes)
+  return count.operations(module, unknown_trips), needed.flops(trace, unknown_trips)
+
+
+def flops(operations):
+  return sum(o.flops * o.times for o in operations)
+
+
+def scanned(weights, x):
+  return jax.lax.scan(lambda x, weight: (x @ weight, None), x, weights)[0]
+
+
+def nested(weights, x):
+  return jax.lax.scan(lambda x, _: (scanned(weights, x), None), x, None, length=3)[0]
+
+
+@pytest.mark.parametrize('function, products', [(scanned, 7), (nested, 21)])
+def test_a_loop_counts_as_often_as_it_runs(function, products):
+  operations, traced = counted(function, (7, SIZE, SIZE), (SIZE, SIZE))
+  assert flops(operations) == traced == products * PRODUCT
+
+
+def test_a_loop_that_depends_on_data_counts_as_often_as_told():
+  def loop(weight, x):
+    return jax.lax.while_loop(lambda x: jnp.sum(x) < 10, lambda x: x @ weight, x)
+  for trips in (1, 5):
+    operations, traced = counted(loop, (SIZE, SIZE), (SIZE, SIZE), unknown_trips=trips)
+    assert flops(operations) == traced == trips * PRODUCT
+
+
+def test_a_condition_counts_as_its_dearest_branch():
+  def either(weight, x):
+    return jax.lax.cond(jnp.sum(x) > 0, lambda: x @ weight @ weight, lambda: x @ weight)
+  operations, traced = counted(either, (SIZE, SIZE), (SIZE, SIZE))
+  assert flops(operations) == traced == 2 * PRODUCT
+
+
+def test_what_nothing_reads_is_not_needed():
+  def wasteful(weight, x):
+    del weight
+    unused = x @ x
+    del unused
+    return x @ x.T
+  assert counted(wasteful, (SIZE, SIZE), (SIZE, SIZE))[1] == PRODUCT
+
+
+def test_a_scan_reads_each_layer_once():
+  """The stack of layers is an operand of every turn, but a turn reads its own slice."""
+  layers, width = 64, 32
+  operations, _ = counted(scanned, (layers, width, width), (1, width))
+  stack = layers * width * width * 4
+  assert stack <= sum(o.hbm_bytes * o.times for o in operations) < 4 * stack
+
+
+def test_collectives_are_counted_with_their_chips():
+  mesh = sharding.make_mesh(data=2, tensor=4)
+  spec = lambda *axes: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+  x = jax.ShapeDtypeStruct((SIZE, 64), jnp.float32, sharding=spec(None, 'tensor'))
+  weight = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=spec('tensor', None))
+  compiled = jax.jit(lambda x, w: x @ w, out_shardings=spec()).lower(x, weight).compile()
+  joined = [o for o in count.operations(hlo.parse(compiled.as_text()), 1) if o.kind]
+  assert [(o.kind, o.group) for o in joined] == [('all-reduce', 4)]
+  assert joined[0].wire_bytes == 2 * 3 / 4 * SIZE * 32 * 4
+
+
+@pytest.mark.parametrize('attributes, size', [
+    ('replica_groups=[2,8]<=[16]', 8), ('replica_groups={{0,1,2},{3,4,5}}', 3),
+    ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 4),
+    ("replica_groups=mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_1'}", 4),
+    ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1','axis_0'}", 8)])
+def test_chips_of_a_collective(attributes, size):
+  instruction = hlo.Instruction('x', 'all-reduce', (), (), '', f', channel_id=1, {attributes}')
+  assert count.group_size(instruction) == size
+
+
+# As a TPU's compiler writes a batched product of [4, 128, 64] and [4, 128, 64] over 64.
+TPU_PRODUCT = """HloModule tpu
+
+ENTRY %main (a: f32[4,128,64], b: f32[4,128,64]) -> f32[4,128,128] {
+  %a = f32[4,128,64]{2,1,0:T(8,128)S(1)} parameter(0)
+  %b = f32[4,128,64]{2,1,0:T(8,128)} parameter(1)
+  ROOT %convolution = f32[4,128,128]{2,1,0:T(8,128)} convolution(%a, %b), window={size=4 stride=3 lhs_dilate=4}, dim_labels=0bf_0oi->0bf
+}
+"""
+
+
+def test_a_product_written_as_a_convolution():
+  """Batch rows stand on a dilated axis: only the pairs that meet count."""
+  operation, = count.operations(hlo.parse(TPU_PRODUCT), 1)
+  assert operation.flops == 2 * 4 * 128 * 128 * 64
+  assert operation.hbm_bytes == 4 * (4 * 128 * 64 + 4 * 128 * 128), 'what is on the chip is free'
+
+
+def test_a_loop_of_a_tpu_states_no_trip_count_but_its_condition_does():
+  """Written as the TPU compiler leaves it: a counter from a constant, below a constant."""
+  text = jax.jit(scanned).lower(*[jax.ShapeDtypeStruct(s, jnp.float32) for s in (
+      (7, SIZE, SIZE), (SIZE, SIZE))]).compile().as_text()
+  bare = re.sub(r'"known_trip_count":\{"n":"\d+"\},?', '', text)
+  assert bare != text
+  assert flops(count.operations(hlo.parse(bare), 1)) == 7 * PRODUCT
+
+
+def test_roofline_takes_the_longer_of_products_and_bytes():
+  chip = chips.Chip(flops=100.0, hbm_gib=1, hbm_bandwidth=10.0, links=4, link_bandwidth=1.0)
+  operations = [count.Operation('', 200.0, 10.0, 0.0, 1, 3, ''),      # 2 s of products
+                count.Operation('', 0.0, 50.0, 0.0, 1, 1, ''),        # 5 s of bytes
+                count.Operation('all-gather', 0.0, 0.0, 8.0, 4, 2, '')]
+  cost = roofline.cost(operations, chip)
+  assert (cost.kernel_seconds, cost.network_seconds) == (11.0, 8.0)
+  assert (cost.seconds, cost.bound) == (11.0, 'kernels')
+  assert cost.collectives == (dict(kind='all-gather', chips=4, times=2.0, wire_bytes=16.0,
+                                   seconds=8.0),)
+
+
+def test_block_efficiency_is_the_sum_of_powers():
+  assert roofline.block_efficiency(0.5, 3) == 1 + 0.5 + 0.25 + 0.125
+  assert roofline.block_efficiency(1, 3) == 4
+
+
+@pytest.mark.parametrize('message', [
+    'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 28.50G of 15.75G hbm. '
+    'Exceeded hbm capacity by 12.75G.'])
+def test_a_refusal_says_what_is_needed_and_what_is_there(message):
+  assert ahead.out_of_memory(message) == (28.5 * 2 ** 30, 15.75 * 2 ** 30)
+  with pytest.raises(RuntimeError, match='another reason'):
+    ahead.out_of_memory('INTERNAL: another reason')
