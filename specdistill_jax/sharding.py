@@ -94,6 +94,15 @@ def parameter_shardings(tree: Any, mesh: Mesh, layout: str = DEFAULT_LAYOUT) -> 
       lambda path, leaf: NamedSharding(mesh, _spec(path, leaf, mesh, layout)), tree)
 
 
+def decoding_layout(which: str, layout: str) -> str:
+  """That of a target or draft in decode loops, which gather nothing over fsdp.
+
+  A target is split by its heads. A draft too, unless it is replicated in training: small steps
+  without a reduction beat smaller steps with two a layer.
+  """
+  return 'replicated' if which == 'draft' and layout == 'replicated' else 'tensor'
+
+
 def constrain(x: jax.Array, letters: str) -> jax.Array:
   """Lays an activation out by its axes (`'btv'`) on the mesh in context; without one, as it is.
 

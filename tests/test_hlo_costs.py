@@ -124,6 +124,40 @@ def test_a_loop_of_a_tpu_states_no_trip_count_but_its_condition_does():
   assert flops(count.operations(hlo.parse(bare), 1)) == 7 * PRODUCT
 
 
+TWO_TURNS_IN_ONE = """HloModule unrolled
+
+%body (p: (s32[], f32[16,16])) -> (s32[], f32[16,16]) {
+  %p = (s32[], f32[16,16]{1,0}) parameter(0)
+  %counter = s32[] get-tuple-element(%p), index=0
+  %two = s32[] constant(2)
+  %next = s32[] add(%counter, %two)
+  %x = f32[16,16]{1,0} get-tuple-element(%p), index=1
+  %once = f32[16,16]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %both = (s32[], f32[16,16]{1,0}) tuple(%next, %once)
+}
+
+%condition (q: (s32[], f32[16,16])) -> pred[] {
+  %q = (s32[], f32[16,16]{1,0}) parameter(0)
+  %now = s32[] get-tuple-element(%q), index=0
+  %end = s32[] constant(8)
+  ROOT %below = pred[] compare(%now, %end), direction=LT
+}
+
+ENTRY %main (x0: f32[16,16]) -> f32[16,16] {
+  %x0 = f32[16,16]{1,0} parameter(0)
+  %one = s32[] constant(1)
+  %start = (s32[], f32[16,16]{1,0}) tuple(%one, %x0)
+  %loop = (s32[], f32[16,16]{1,0}) while(%start), condition=%condition, body=%body
+  ROOT %result = f32[16,16]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_a_counter_may_start_later_and_go_up_by_two():
+  """A collective matrix product is such a loop; counted by ones it was twice as dear."""
+  assert flops(count.operations(hlo.parse(TWO_TURNS_IN_ONE), 1)) == 4 * PRODUCT  # 1, 3, 5, 7
+
+
 def test_roofline_takes_the_longer_of_products_and_bytes():
   chip = chips.Chip(flops=100.0, hbm_gib=1, hbm_bandwidth=10.0, links=4, link_bandwidth=1.0)
   operations = [count.Operation('', 200.0, 10.0, 0.0, 1, 3, ''),      # 2 s of products

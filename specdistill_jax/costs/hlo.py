@@ -151,7 +151,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
   """How often a `while` runs; None where that depends on its data.
 
   The compiler says so itself, or the condition is `counter < constant`, as of every scan; the
-  counter starts at a constant too, and goes up by one.
+  counter starts at a constant too, and goes up by another.
   """
   if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
     return int(known.group(1))
@@ -166,20 +166,53 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
   constants = [int(i.literal) for i in (*condition.instructions.values(),
                                         *inside.instructions.values())
                if i.opcode == 'constant' and re.fullmatch(r'-?\d+', i.literal)]
-  if len(set(constants)) != 1:
-    return None
-  return max(constants[0] - _first_value(computation, condition, loop), 0)
-
-
-def _first_value(computation: Computation, condition: Computation, loop: Instruction) -> int:
-  """What the counter starts at: the element of the loop's tuple that the condition reads."""
   read = next((i for i in condition.instructions.values()
                if i.opcode == 'get-tuple-element'), None)
-  start = computation.instructions.get(loop.operands[0])
-  if read is None or start is None or start.opcode != 'tuple':
+  if len(set(constants)) != 1 or read is None:
+    return None
+  index = int(read.attribute('index'))
+  body = module.computations[loop.called('body')[0]]
+  distance = constants[0] - _first_value(computation, loop, index)
+  return max(math.ceil(distance / _stride(module, body, index)), 0)
+
+
+def _first_value(computation: Computation, loop: Instruction, index: int) -> int:
+  """What the counter, element `index` of the loop's tuple, starts at; 0 where it is not said."""
+  start = computation.instructions[loop.operands[0]]
+  if start.opcode != 'tuple':
     return 0
-  value = computation.instructions[start.operands[int(read.attribute('index'))]]
+  return _constant(computation, computation.operand(start, index)) or 0
+
+
+def _stride(module: Module, body: Computation, index: int) -> int:
+  """What a turn adds to the counter: 2 where the compiler has put two turns into one."""
+  value = body.root
+  if value.opcode == 'tuple':
+    value = _through_copies(body, body.operand(value, index))
+  inside = body
+  if value.opcode == 'fusion':
+    inside = module.computations[value.called('calls')[0]]
+    value = inside.root
+  if value.opcode != 'add':
+    return 1
+  added = []
+  for name in value.operands:
+    operand = inside.instructions[name]
+    if operand.opcode == 'parameter' and inside is not body:
+      fusion = _through_copies(body, body.operand(body.root, index))
+      operand = body.operand(fusion, int(operand.literal))
+    added.append(_constant(inside, operand))
+  return next((number for number in added if number), 1)
+
+
+def _through_copies(computation: Computation, value: Instruction) -> Instruction:
   while value.opcode in ('copy', 'bitcast'):
     value = computation.operand(value, 0)
+  return value
+
+
+def _constant(computation: Computation, value: Instruction) -> int | None:
+  if value.opcode in ('copy', 'bitcast') and value.operands[0] in computation.instructions:
+    value = _through_copies(computation, value)
   is_number = value.opcode == 'constant' and re.fullmatch(r'-?\d+', value.literal)
-  return int(value.literal) if is_number else 0
+  return int(value.literal) if is_number else None

@@ -142,7 +142,7 @@ def decoding(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
   new_tokens = settings.max_new_tokens
   weights = lambda which: module(
       config, which, mesh, dtype='bfloat16', unstacked=True,
-      layout='replicated' if config[which].layout == 'replicated' else 'tensor')
+      layout=sharding.decoding_layout(which, config[which].layout))
 
   def generate(target, prompts_bt, lengths_b, key):
     state = autoregressive.generate(target, prompts_bt, lengths_b, key, sampling=sampling,

@@ -63,9 +63,8 @@ def _decoding_mesh(settings: ml_collections.ConfigDict) -> jax.sharding.Mesh:
 
 
 def _load(config: ml_collections.ConfigDict, directory: pathlib.Path, which: str) -> base.Model:
-  """Decoding gathers nothing over fsdp: a model is split by its heads, or not at all."""
-  layout = 'replicated' if config[which].layout == 'replicated' else 'tensor'
-  return store.load_model(directory, _decoding_mesh(config.evaluate), layout=layout)
+  return store.load_model(directory, _decoding_mesh(config.evaluate),
+                          layout=sharding.decoding_layout(which, config[which].layout))
 
 
 def load_drafts(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Draft]:
