@@ -175,10 +175,12 @@ def test_block_efficiency_is_the_sum_of_powers():
   assert roofline.block_efficiency(1, 3) == 4
 
 
-@pytest.mark.parametrize('message', [
-    'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 28.50G of 15.75G hbm. '
-    'Exceeded hbm capacity by 12.75G.'])
-def test_a_refusal_says_what_is_needed_and_what_is_there(message):
-  assert ahead.out_of_memory(message) == (28.5 * 2 ** 30, 15.75 * 2 ** 30)
+@pytest.mark.parametrize('message, needs', [
+    ('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 28.50G of 15.75G hbm. '
+     'Exceeded hbm capacity by 12.75G.', 28.5),
+    ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO '
+     'temporaries (48.00G) exceeds available HBM (15.75G).', 48)])
+def test_a_refusal_says_what_is_needed_and_what_is_there(message, needs):
+  assert ahead.out_of_memory(message) == (needs * 2 ** 30, 15.75 * 2 ** 30)
   with pytest.raises(RuntimeError, match='another reason'):
     ahead.out_of_memory('INTERNAL: another reason')

@@ -72,15 +72,21 @@ def _digest(lowered: jax.stages.Lowered, topology: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+_REFUSALS = (
+    r'Used (?P<needs>[\d.]+[KMGT]) of (?P<available>[\d.]+[KMGT]) hbm',
+    r'\((?P<needs>[\d.]+[KMGT])\) exceeds available HBM \((?P<available>[\d.]+[KMGT])\)')
+
+
 def out_of_memory(message: str) -> tuple[float, float]:
-  """Bytes needed and available, from the compiler's refusal.
+  """Bytes of HBM needed, and available, from the compiler's refusal.
+
+  What is needed is a lower bound where the compiler stopped at the temporaries.
 
   Raises:
     RuntimeError: it refused for another reason.
   """
-  found = re.search(r'Used ([\d.]+)([KMGT])i?B? of ([\d.]+)([KMGT])i?B? hbm', message, re.I)
-  if 'RESOURCE_EXHAUSTED' not in message or not found:
+  found = next(filter(None, (re.search(refusal, message) for refusal in _REFUSALS)), None)
+  if 'RESOURCE_EXHAUSTED' not in message or found is None:
     raise RuntimeError(message)
-  needs, needs_unit, available, available_unit = found.groups()
-  return (float(needs) * _UNITS[needs_unit.upper()],
-          float(available) * _UNITS[available_unit.upper()])
+  number = lambda text: float(text[:-1]) * _UNITS[text[-1]]
+  return number(found['needs']), number(found['available'])

@@ -1,0 +1,116 @@
+"""The compile command: its answers without a TPU compiler, and with one where it is installed."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import common
+from specdistill_jax import compile as compile_command
+from specdistill_jax import sharding
+from specdistill_jax.costs import ahead
+from specdistill_jax.costs import chips
+from specdistill_jax.costs import programs
+from specdistill_jax.costs import report
+from specdistill_jax.models import families
+from specdistill_jax.models import variants
+import test_configs
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None,
+    reason='the TPU compiler is not installed: launch/requirements-tpu-compile.txt')
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
+
+
+def config():
+  """A study whose programs compile in seconds."""
+  made = common.study('tiny')
+  made.topology = 'v5e:2x2'
+  made.mesh.update(data=1, fsdp=2, tensor=2)
+  made.task.update(vocab_size=256, max_length=32, prompt_length=8)
+  for name in ('target', 'draft'):
+    made[name].model.update(num_layers=1, width=64, num_heads=2, num_kv_heads=2, head_dim=32,
+                            mlp_width=128, dtype='bfloat16')
+  made.distill.rollout.max_new_tokens = 8
+  made.evaluate.update(max_new_tokens=8, gammas=(2,))
+  made.evaluate.mesh.tensor = 2
+  return made
+
+
+@pytest.mark.parametrize('arguments, sentence', [
+    ([], '--config is missing'),
+    ([f'--config={CONFIGS}/pod_lm1b.py', '--programs=trian'], "--programs names 'trian'"),
+    ([f'--config={CONFIGS}/quickstart.py'], '--topology is missing and config.topology is None'),
+    ([f'--config={CONFIGS}/pod_lm1b.py', '--topology=v9:2x2'], "topology is 'v9:2x2'"),
+    ([f'--config={CONFIGS}/pod_lm1b.py', '--topology=v9', '--sweep'], "--topology is 'v9'"),
+])
+def test_errors_are_one_sentence(arguments, sentence, capsys):
+  assert compile_command.main(['compile', *arguments]) == 2
+  shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+  assert len(shown) == 1 and sentence in shown[0]
+
+
+PUBLISHED = dict(pod_t5_xl=('t5-v1.1-xl', 't5-v1.1-small'),
+                 pod_t5_xxl=('t5-v1.1-xxl', 't5-v1.1-small'),
+                 pod_lm1b=('lm1b-234m', 'lm1b-33m'),
+                 pod_llama3_70b=('llama-3.1-70b', 'llama-3.2-1b'),
+                 pod_qwen3_32b=('qwen3-32b', 'qwen3-0.6b'))
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_models_of_the_pod_configs_are_the_published_ones(name):
+  made = test_configs.load(CONFIGS / f'{name}.py').get_config()
+  for which, model in zip(('target', 'draft'), PUBLISHED[name]):
+    found = families.config(made[which].model, vocab_size=made.task.vocab_size)
+    assert found == variants.config(model)
+  assert chips.count(made.topology) >= 4
+
+
+def test_predicted_speedup_is_that_of_the_reports():
+  """tau / (gamma c + v), with the turns' own times."""
+  rows = {name: dict(iteration=dict(seconds=seconds))
+          for name, seconds in dict(generate=10.0, draft=1.0, speculate=17.0).items()}
+  found = report.prediction(rows, gamma=3, batch_size=2, alpha=0.5)
+  assert (found['cost_ratio'], found['verify_ratio']) == (0.1, 1.4)
+  point, = found['predicted']
+  assert point['block_efficiency'] == 1.875
+  assert point['speedup_predicted'] == pytest.approx(
+      1.875 / (3 * found['cost_ratio'] + found['verify_ratio']))
+  assert point['tokens_per_second'] == pytest.approx(2 * 1.875 / 17)
+  assert len(report.prediction(rows, 3, 1)['predicted']) == len(report.ALPHAS)
+  assert report.prediction({'train': {}}, 3, 1) is None
+
+
+@needs_libtpu
+def test_a_study_compiles_and_its_products_are_those_of_the_trace(tmp_path, capsys):
+  found = compile_command.document(config(), 'v5e:2x2', 'v5e:1x2', ['train'], gamma=2,
+                                   keep=tmp_path)
+  train, = found['programs']
+  assert found['fits'] and train['chips'] == 4
+  assert train['flops'] == pytest.approx(train['needed_flops'], rel=0.02)
+  assert 0 < train['needs_gib'] < 1 and 0 < train['mfu'] < 1
+  assert train['aliased_bytes'] > 0, 'the state is not donated'
+  assert {c['kind'] for c in train['collectives']} >= {'all-reduce'}
+  json.dumps(found)
+  capsys.readouterr()
+  again = compile_command.document(config(), 'v5e:2x2', 'v5e:1x2', ['train'], gamma=2,
+                                   keep=tmp_path)
+  assert again == found, 'a kept compilation says the same'
+
+
+@needs_libtpu
+def test_what_is_too_large_says_what_it_needs():
+  mesh = sharding.make_mesh(devices=chips.devices('v5e:2x2'))
+  square = jax.ShapeDtypeStruct((65_536, 65_536), jnp.float32,
+                                sharding=sharding.replicated(mesh))
+  program = programs.Program('train', jax.jit(lambda x: (x @ x, x @ x.T)), (square,), mesh, 1, 1,
+                             lambda: None)
+  compiled = ahead.run(program, 'v5e:2x2')
+  assert not compiled.fits
+  assert 15 < compiled.available / 2 ** 30 < 16 < compiled.needs / 2 ** 30
+  row = report.row(program, compiled, 'v5e:2x2')
+  assert not row['fits'] and '| no |' in report.table(
+      [dict(study='x', programs=[row], prediction=None)])
