@@ -112,7 +112,8 @@ def test_a_product_written_as_a_convolution():
   """Batch rows stand on a dilated axis: only the pairs that meet count."""
   operation, = count.operations(hlo.parse(TPU_PRODUCT), 1)
   assert operation.flops == 2 * 4 * 128 * 128 * 64
-  assert operation.hbm_bytes == 4 * (4 * 128 * 64 + 4 * 128 * 128), 'what is on the chip is free'
+  assert operation.hbm_bytes == 4 * (4 * 128 * 64 + 4 * 128 * 128)
+  assert operation.chip_bytes == 4 * 4 * 128 * 64, 'space 1 is memory of the chip'
 
 
 def test_a_loop_of_a_tpu_states_no_trip_count_but_its_condition_does():
@@ -160,9 +161,10 @@ def test_a_counter_may_start_later_and_go_up_by_two():
 
 def test_roofline_takes_the_longer_of_products_and_bytes():
   chip = chips.Chip(flops=100.0, hbm_gib=1, hbm_bandwidth=10.0, links=4, link_bandwidth=1.0)
-  operations = [count.Operation('', 200.0, 10.0, 0.0, 1, 3, ''),      # 2 s of products
-                count.Operation('', 0.0, 50.0, 0.0, 1, 1, ''),        # 5 s of bytes
-                count.Operation('all-gather', 0.0, 0.0, 8.0, 4, 2, '')]
+  operations = [count.Operation('', 200.0, 10.0, 0.0, 0.0, 1, 3, ''),   # 2 s of products
+                count.Operation('', 0.0, 40.0, 0.0, 0.0, 1, 1, ''),     # 4 s of bytes
+                count.Operation('', 0.0, 0.0, 220.0, 0.0, 1, 1, ''),    # 1 s on the chip
+                count.Operation('all-gather', 0.0, 0.0, 0.0, 8.0, 4, 2, '')]
   cost = roofline.cost(operations, chip)
   assert (cost.kernel_seconds, cost.network_seconds) == (11.0, 8.0)
   assert (cost.seconds, cost.bound) == (11.0, 'kernels')

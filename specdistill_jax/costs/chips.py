@@ -29,6 +29,11 @@ class Chip:
   link_bandwidth: float
 
   @property
+  def chip_bandwidth(self) -> float:
+    """Of the chip's own memory, bytes per second."""
+    return 22 * self.hbm_bandwidth
+
+  @property
   def ring_bandwidth(self) -> float:
     """What a chip sends on a ring along one torus axis: both ways, one port each."""
     return 2 * self.link_bandwidth

@@ -1,9 +1,10 @@
 """FLOPs, bytes and collectives of a compiled module, every loop body as often as it runs.
 
 Everything is of one chip. FLOPs are those of matrix products (TPU compilers write them as
-convolutions). Bytes are those that move between HBM and a kernel, a fusion being one kernel: what
-the compiler keeps on the chip costs none, a slice of an array costs the slice. Padding of arrays
-to the hardware's tiles is left out.
+convolutions; of a single row, as sums, which count none). Bytes are those that move between a
+kernel, a fusion being one, and HBM, or the chip's own memory, where the compiler keeps what it
+can, whole small models included; a slice of an array costs the slice. Padding of arrays to the
+hardware's tiles is left out.
 """
 
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ class Operation:
     kind: a member of `COLLECTIVES`, or '' for a kernel.
     flops: of its matrix products.
     hbm_bytes: read and written.
+    chip_bytes: read and written in the chip's own memory.
     wire_bytes: sent by one chip, on a ring; 0 for a kernel.
     group: chips that a collective joins.
     times: it runs.
@@ -39,6 +41,7 @@ class Operation:
   kind: str
   flops: float
   hbm_bytes: float
+  chip_bytes: float
   wire_bytes: float
   group: int
   times: float
@@ -75,7 +78,8 @@ def _walk(module, computation, times, unknown_trips) -> Iterator[Operation]:
           joined.add(channel)
           yield _collective(found, inside, times)
       yield Operation('', _flops(module, computation, instruction),
-                      _hbm_bytes(module, computation, instruction), 0.0, 1, times,
+                      _moved(module, computation, instruction, _in_hbm),
+                      _moved(module, computation, instruction, _on_chip), 0.0, 1, times,
                       instruction.op_name)
 
 
@@ -96,7 +100,7 @@ def _collective(instruction, computation, times) -> Operation:
   # A ring passes each chip's share on; an all-reduce scatters and gathers.
   factor = {'all-gather': group - 1, 'all-reduce': 2 * (group - 1) / group,
             'collective-permute': 1}.get(kind, (group - 1) / group)
-  return Operation(kind, 0.0, 0.0, sent * factor, group, times, instruction.op_name)
+  return Operation(kind, 0.0, 0.0, 0.0, sent * factor, group, times, instruction.op_name)
 
 
 def group_size(instruction: hlo.Instruction) -> int:
@@ -153,30 +157,37 @@ def _valid_pairs(source, kernel, out, stride, pad, source_dilation, kernel_dilat
   return int(((at >= 0) & (at % source_dilation == 0) & (at // source_dilation < source)).sum())
 
 
-def _hbm_bytes(module, computation, instruction) -> float:
+def _in_hbm(instruction: hlo.Instruction) -> int:
+  return sum(array.hbm_bytes for array in instruction.arrays)
+
+
+def _on_chip(instruction: hlo.Instruction) -> int:
+  return sum(array.chip_bytes for array in instruction.arrays)
+
+
+def _moved(module, computation, instruction, size) -> float:
+  """Bytes that an instruction reads and writes in the memory of `size`."""
   opcode = instruction.opcode
   if opcode == 'fusion':
     inside = module.computations[instruction.called('calls')[0]]
-    read = sum(_read(module, inside, inside.parameter(index))
+    read = sum(_read(module, inside, inside.parameter(index), size)
                for index in range(len(instruction.operands)))
-    return read + _written(module, inside, inside.root, instruction.arrays)
+    return read + _written(module, inside, inside.root, instruction, size)
   if opcode in _SLICES:
-    return 2 * instruction.hbm_bytes
+    return 2 * size(instruction)
   if opcode in ('dynamic-update-slice', 'scatter'):
     update = computation.operand(instruction, 1 if opcode == 'dynamic-update-slice' else -1)
-    return 2 * update.bytes if instruction.arrays[0].in_hbm else 0
-  if opcode.endswith('-start'):  # its type repeats the operand: the result is the other part
-    operands = [computation.instructions[name] for name in instruction.operands]
-    moved = [a for a in instruction.arrays if a.size > 1]
-    return sum(o.hbm_bytes for o in operands) + (moved[0].hbm_bytes if moved else 0) * (
-        opcode in ('copy-start', 'slice-start'))
-  operands = sum(computation.instructions[name].hbm_bytes for name in instruction.operands)
-  return operands + instruction.hbm_bytes
+    return 2 * update.bytes if size(instruction) else 0
+  read = sum(size(computation.instructions[name]) for name in instruction.operands)
+  if opcode.endswith('-start'):  # its type repeats the operand; only copies write the rest
+    written = dataclasses.replace(instruction, arrays=instruction.arrays[:1])
+    return read + size(written) * (opcode in ('copy-start', 'slice-start'))
+  return read + size(instruction)
 
 
-def _read(module, computation, value) -> float:
+def _read(module, computation, value, size) -> float:
   """Bytes that a fused computation reads of one of its parameters."""
-  if value is None or not value.hbm_bytes:
+  if value is None or not size(value):
     return 0.0
   total = 0.0
   for user in computation.users(value.name):
@@ -186,27 +197,28 @@ def _read(module, computation, value) -> float:
     elif user.opcode == 'dynamic-update-slice' and index == 0:
       continue  # overwritten in place
     elif user.opcode == 'bitcast':
-      total += _read(module, computation, user)
+      total += _read(module, computation, user, size)
     elif user.opcode == 'fusion':
       inside = module.computations[user.called('calls')[0]]
-      total += _read(module, inside, inside.parameter(index))
+      total += _read(module, inside, inside.parameter(index), size)
     elif user.opcode != 'tuple':  # handed through
-      return float(value.hbm_bytes)
-  return min(total, float(value.hbm_bytes))
+      return float(size(value))
+  return min(total, float(size(value)))
 
 
-def _written(module, computation, root, arrays) -> float:
+def _written(module, computation, root, result, size) -> float:
   """Bytes that a fused computation writes: all of its result, or what it updates in place."""
-  if root.opcode == 'tuple' and len(root.operands) == len(arrays):
-    return sum(_written(module, computation, computation.instructions[name], (array,))
-               for name, array in zip(root.operands, arrays))
-  if not any(array.in_hbm for array in arrays) or root.opcode == 'parameter':
+  if root.opcode == 'tuple' and len(root.operands) == len(result.arrays):
+    return sum(_written(module, computation, computation.instructions[name],
+                        dataclasses.replace(result, arrays=(array,)), size)
+               for name, array in zip(root.operands, result.arrays))
+  if not size(result) or root.opcode == 'parameter':
     return 0.0
   if root.opcode == 'bitcast':
-    return _written(module, computation, computation.operand(root, 0), arrays)
+    return _written(module, computation, computation.operand(root, 0), result, size)
   if root.opcode == 'dynamic-update-slice':
     return float(computation.operand(root, 1).bytes)
   if root.opcode == 'fusion':
     inside = module.computations[root.called('calls')[0]]
-    return _written(module, inside, inside.root, arrays)
-  return float(sum(array.hbm_bytes for array in arrays))
+    return _written(module, inside, inside.root, result, size)
+  return float(size(result))

@@ -36,6 +36,10 @@ class Array:
   def hbm_bytes(self) -> int:
     return self.bytes if self.in_hbm else 0
 
+  @property
+  def chip_bytes(self) -> int:
+    return 0 if self.in_hbm else self.bytes
+
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
@@ -50,10 +54,6 @@ class Instruction:
   @property
   def bytes(self) -> int:
     return sum(array.bytes for array in self.arrays)
-
-  @property
-  def hbm_bytes(self) -> int:
-    return sum(array.hbm_bytes for array in self.arrays)
 
   def attribute(self, name: str) -> str | None:
     """The value of `name=...`: in braces, or up to the next comma."""

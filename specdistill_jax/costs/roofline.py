@@ -1,9 +1,9 @@
 """From counted operations and a chip's rates to a time: a lower bound, and what bounds it.
 
-A kernel takes the longer of its products at peak rate and its bytes at full HBM bandwidth, and
-kernels run one after the other; collectives run beside them, one after the other on one torus
-axis. The step takes the longer of the two. Latencies, padding and work that is no matrix
-product are left out, so a chip can only be slower.
+A kernel takes the longest of its products at peak rate, its bytes at full HBM bandwidth and those
+at the bandwidth of the chip's own memory, and kernels run one after the other; collectives run
+beside them, one after the other on one torus axis. The step takes the longer of the two.
+Latencies, padding and work that is no matrix product are left out, so a chip can only be slower.
 """
 
 from collections.abc import Sequence
@@ -44,8 +44,8 @@ class Cost:
 
 def cost(operations: Sequence[count.Operation], chip: chips.Chip) -> Cost:
   total = lambda name: sum(getattr(o, name) * o.times for o in operations)
-  kernels = sum(o.times * max(o.flops / chip.flops, o.hbm_bytes / chip.hbm_bandwidth)
-                for o in operations)
+  kernels = sum(o.times * max(o.flops / chip.flops, o.hbm_bytes / chip.hbm_bandwidth,
+                              o.chip_bytes / chip.chip_bandwidth) for o in operations)
   groups = {}
   for o in operations:
     if o.kind and o.group > 1:
