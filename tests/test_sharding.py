@@ -99,6 +99,38 @@ def test_the_vocabulary_is_worked_on_once():
   assert not [o for o in operations_of_the_gradient() if o.flops >= head]
 
 
+def gradient_over(num_devices):
+  """Operations of one device that has two rows of a batch spread over `num_devices`."""
+  mesh = sharding.make_mesh(devices=jax.devices()[:num_devices])
+  shapes = jax.eval_shape(lambda: decoder.init(
+      models.config(num_layers=1), jax.random.key(0)))
+  laid_out = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)), shapes)
+  spread = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.batch_sharding(mesh))
+  rows = 2 * num_devices
+  batch = structs.Batch(spread((rows, WIDTH), jnp.int32), spread((rows, WIDTH), jnp.float32),
+                        spread((rows,), jnp.int32), spread((rows,), jnp.int32))
+  loss = lambda student, batch: step.losses(
+      objectives.Objective(), student, None, batch).loss_sum
+  with jax.set_mesh(mesh):
+    gradient = jax.jit(jax.grad(loss), out_shardings=sharding.replicated(mesh))
+    text = gradient.lower(laid_out, batch).compile().as_text()
+  weights = sum(leaf.size * 4 for leaf in jax.tree.leaves(shapes))
+  return count.operations(hlo.parse(text), 1), weights
+
+
+def test_a_device_does_as_much_among_many_as_among_few():
+  """As many rows a device: only the sum of gradients grows, by the ring's (n - 1) / n."""
+  (few, weights), (many, _) = gradient_over(2), gradient_over(8)
+  products = lambda operations: sum(o.flops * o.times for o in operations)
+  assert products(few) == products(many)
+  for operations, devices in ((few, 2), (many, 8)):
+    joined = [o for o in operations if o.kind]
+    assert {(o.kind, o.group) for o in joined} == {('all-reduce', devices)}
+    sent = sum(o.wire_bytes for o in joined)
+    assert sent == pytest.approx(2 * (devices - 1) / devices * weights, rel=0.05)
+
+
 def test_eight_devices_compute_the_loss_of_one():
   batch = structs.Batch(
       np.arange(ROWS * WIDTH, dtype=np.int32).reshape(ROWS, WIDTH) % VOCAB,
