@@ -75,4 +75,4 @@ def decode(target_fn: structs.TargetFn, drafter: structs.Drafter, state: structs
   """Runs until every row is done: one `lax.while_loop`, no host round trip."""
   body = lambda state: step(target_fn, drafter, state, rule=rule, sampling=sampling,
                             eos_id=eos_id)
-  return jax.lax.while_loop(lambda state: ~state.done_b.all(), body, state)
+  return state_lib.run(body, state)
