@@ -122,8 +122,8 @@ def evaluate() -> ml_collections.ConfigDict:
       top_p=_optional(float),
       gammas=(3, 5, 7),
       draft_sampling=('sampled',),   # sampled, greedy
-      # (rule, epsilon) pairs; epsilon 1 is lossless: exact, block. Lossy at temperatures above
-      # 0: linear, square, exponential, typical; at 0: greedy_lenience; at any: top_k, k = 1/epsilon.
+      # (rule, epsilon) pairs. Lossless, with epsilon 1: exact, block. Lossy above temperature 0:
+      # linear, square, exponential, typical; at 0: greedy_lenience; at any: top_k, k = 1/epsilon.
       rules=(('exact', 1.0),),
       # Drafting ends where the draft's best token is less likely than this; 0: always gamma.
       min_confidences=(0.0,),

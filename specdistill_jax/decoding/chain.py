@@ -2,7 +2,8 @@
 
 A cycle: the drafter proposes gamma tokens, one target call scores root and proposal, a rule
 keeps a prefix and adds one token, caches go back to what was kept. Rows advance by their own
-1 to gamma + 1 tokens, and may have drafted fewer than gamma. Knows a target only as a `TargetFn`, a drafter only as a `structs.Drafter`.
+1 to gamma + 1 tokens, and may have drafted fewer than gamma. Knows a target only
+as a `TargetFn`, a drafter only as a `structs.Drafter`.
 """
 
 import jax

@@ -77,35 +77,42 @@ class Block:
   lossless: ClassVar[bool] = True
 
   def __call__(self, target_log_probs_btv, proposal, key_b):
-    num_positions = proposal.tokens_bg.shape[1]
-    drafted_b = judging.num_drafted(proposal)
+    cut_bt, residual_bgv = block_cuts(target_log_probs_btv, proposal)
+    num_cuts = cut_bt.shape[1]
     accept_key_b, next_key_b = sampling.split_rows(key_b, 2)
-    ratio_bg = jnp.exp(judging.token_log_probs(target_log_probs_btv[:, :-1], proposal.tokens_bg)
-                       - judging.token_log_probs(proposal.log_probs_bgv, proposal.tokens_bg))
-    weights = [jnp.ones_like(ratio_bg[:, 0])]
-    for index in range(num_positions):
-      weights.append(jnp.where(weights[-1] > 0,
-                               jnp.minimum(weights[-1] * ratio_bg[:, index], 1.0), 0.0))
-    weight_bt = jnp.stack(weights, axis=1)
-    residual_bgv = jnp.maximum(
-        weight_bt[:, :-1, None] * jnp.exp(target_log_probs_btv[:, :-1])
-        - jnp.exp(proposal.log_probs_bgv), 0.0)
-    mass_bg = jnp.sum(residual_bgv, axis=-1)
-    inner_bg = mass_bg / jnp.maximum(mass_bg + 1.0 - weight_bt[:, :-1], 1e-30)
-    index_t = jnp.arange(num_positions + 1)[None]
-    cut_bt = jnp.where(index_t < drafted_b[:, None], jnp.pad(inner_bg, ((0, 0), (0, 1))),
-                       weight_bt)
-    uniform_bt = jax.vmap(
-        lambda key: jax.random.uniform(key, (num_positions + 1,)))(accept_key_b)
-    kept_bt = (uniform_bt < cut_bt) & (index_t <= drafted_b[:, None])
-    num_accepted_b = jnp.max(kept_bt * index_t, axis=1).astype(jnp.int32)
-
+    uniform_bt = jax.vmap(lambda key: jax.random.uniform(key, (num_cuts,)))(accept_key_b)
+    num_accepted_b = jnp.max((uniform_bt < cut_bt) * jnp.arange(num_cuts), axis=1)
     target_bv = judging.at_position(target_log_probs_btv, num_accepted_b)
-    cut_residual_bv = judging.at_position(residual_bgv, num_accepted_b)
-    from_target_b1 = ((num_accepted_b == drafted_b)
-                      | (jnp.sum(cut_residual_bv, axis=-1) <= 0.0))[:, None]
-    next_bv = jnp.where(from_target_b1, target_bv, jnp.log(cut_residual_bv))
-    return structs.Verdict(num_accepted_b, sampling.categorical(next_key_b, next_bv))
+    residual_bv = judging.at_position(residual_bgv, num_accepted_b)
+    from_target_b1 = ((num_accepted_b == judging.num_drafted(proposal))
+                      | (jnp.sum(residual_bv, axis=-1) <= 0.0))[:, None]
+    next_bv = jnp.where(from_target_b1, target_bv, jnp.log(residual_bv))
+    return structs.Verdict(num_accepted_b.astype(jnp.int32),
+                           sampling.categorical(next_key_b, next_bv))
+
+
+def block_cuts(target_log_probs_btv: jax.Array,
+               proposal: structs.Proposal) -> tuple[jax.Array, jax.Array]:
+  """h_i of `Block`, `[b, g + 1]`, and the unnormalised max(r_i target - draft, 0), `[b, g, v]`.
+
+  The block is cut at the largest i whose uniform draw falls below h_i; behind a row's last
+  drafted token h is 0.
+  """
+  ratio_bg = jnp.exp(judging.token_log_probs(target_log_probs_btv[:, :-1], proposal.tokens_bg)
+                     - judging.token_log_probs(proposal.log_probs_bgv, proposal.tokens_bg))
+  weights = [jnp.ones_like(ratio_bg[:, 0])]
+  for index in range(ratio_bg.shape[1]):
+    weights.append(jnp.where(weights[-1] > 0,
+                             jnp.minimum(weights[-1] * ratio_bg[:, index], 1.0), 0.0))
+  weight_bt = jnp.stack(weights, axis=1)
+  residual_bgv = jnp.maximum(
+      weight_bt[:, :-1, None] * jnp.exp(target_log_probs_btv[:, :-1])
+      - jnp.exp(proposal.log_probs_bgv), 0.0)
+  mass_bg = jnp.sum(residual_bgv, axis=-1)
+  inner_bg = mass_bg / jnp.maximum(mass_bg + 1.0 - weight_bt[:, :-1], 1e-30)
+  beyond_bt = jnp.arange(weight_bt.shape[1])[None] - judging.num_drafted(proposal)[:, None]
+  cut_bt = jnp.where(beyond_bt < 0, jnp.pad(inner_bg, ((0, 0), (0, 1))), weight_bt)
+  return jnp.where(beyond_bt > 0, 0.0, cut_bt), residual_bgv
 
 
 LOSSLESS = {'exact': Exact(), 'block': Block()}

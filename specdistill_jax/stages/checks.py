@@ -158,7 +158,8 @@ LEGAL = dict(
     evaluate=dict(
         temperatures=each(NOT_NEGATIVE), gammas=each(whole(1)),
         draft_sampling=each(one_of('sampled', 'greedy')), rules=_rules,
-        min_confidences=each(DECAY), max_quality_drop=optional(DECAY), batch_size=whole(1), num_prompts=whole(1), max_new_tokens=whole(1),
+        min_confidences=each(DECAY), max_quality_drop=optional(DECAY),
+        batch_size=whole(1), num_prompts=whole(1), max_new_tokens=whole(1),
         bootstrap_samples=whole(1), **SAMPLING),
 )
 OPTIONAL_SECTIONS = ('target', 'draft', 'distill', 'evaluate')
