@@ -222,8 +222,8 @@ class Drafter(Protocol):
   """What proposes. Implementations are pytrees of parameters with static settings.
 
   `prefill` gives the drafter's state after the user's prompts, for `slots` decoded positions
-  (those of `state.tokens_bs`, a decoder's prompts included); `propose` drafts `gamma` tokens
-  after each row's last committed token; `commit` gives the drafter's state on the accepted
+  (those of `state.tokens_bs`, a decoder's prompts included); `propose` drafts up to `gamma`
+  tokens after each row's last committed token; `commit` gives the drafter's state on the accepted
   prefix, `state` already holding the new tokens.
   """
   gamma: int

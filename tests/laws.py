@@ -1,11 +1,12 @@
 """Speculative samples of table models, and the laws that they should follow, enumerated.
 
-`python tests/laws.py [samples]` draws a million samples, or as many as said, for every lossless
-rule, draft mode, draft length and warp, and for every lossy rule, and prints the p-values,
-corrected for their number.
+`PYTHONPATH=. python tests/laws.py [samples]` draws a million samples, or as many as said, for
+every lossless rule, draft mode, draft length and warp, and for every lossy rule, and prints the
+p-values, corrected for their number.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import sys
@@ -24,19 +25,21 @@ import tables
 NUM_SAMPLES = int(os.environ.get('LAW_SAMPLES', 200_000))
 DEPTH = 3
 NEW_TOKENS = 4  # beyond the depth, so that cycles straddle it
-TARGET = tables.random_table(0, 5)
-DRAFTS = {
-    'unrelated': tables.random_table(1, 5),
-    'similar': tables.TableModel(TARGET.logits_vvv + 0.4 * tables.random_table(2, 5).logits_vvv),
-    'overconfident': tables.TableModel(4.0 * TARGET.logits_vvv),
-    'uniform': tables.TableModel(jnp.zeros((5, 5, 5))),
-    'same': TARGET,
-}
+
+@functools.cache
+def models(vocab):
+  """The target over so many tokens, by the name `target`, and its drafts."""
+  target, other, noise = (tables.random_table(seed, vocab) for seed in range(3))
+  return dict(
+      target=target, unrelated=other, same=target,
+      similar=tables.TableModel(target.logits_vvv + 0.4 * noise.logits_vvv),
+      overconfident=tables.TableModel(4.0 * target.logits_vvv),
+      uniform=tables.TableModel(jnp.zeros((vocab, vocab, vocab))))
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One way to speculate on `TARGET`; a draft temperature of None is the target's own."""
+  """One way to speculate; a draft temperature of None is the target's own."""
   draft: str = 'unrelated'
   gamma: int = 3
   temperature: float = 1.0
@@ -45,6 +48,11 @@ class Case:
   draft_temperature: float | None = None
   prompt: tuple[int, ...] = (2, 3)
   min_confidence: float = 0.0
+  vocab: int = 5
+
+  @property
+  def target(self):
+    return models(self.vocab)['target']
 
   @property
   def sampling(self):
@@ -58,7 +66,7 @@ class Case:
 
   @property
   def drafter(self):
-    return lm.LMDrafter(module=DRAFTS[self.draft], gamma=self.gamma,
+    return lm.LMDrafter(module=models(self.vocab)[self.draft], gamma=self.gamma,
                         sampling=self.draft_sampling, min_confidence=self.min_confidence)
 
 
@@ -67,18 +75,23 @@ def sample(case, rule, *, drafter=None, num_samples=None, new_tokens=NEW_TOKENS,
   num_samples, drafter = num_samples or NUM_SAMPLES, drafter or case.drafter
   prompts_bt = jnp.broadcast_to(jnp.asarray(case.prompt), (num_samples, len(case.prompt)))
   lengths_b = jnp.full((num_samples,), len(case.prompt))
-  state = engine.prefill_speculative(TARGET, drafter, prompts_bt, lengths_b,
+  state = engine.prefill_speculative(case.target, drafter, prompts_bt, lengths_b,
                                      jax.random.key(seed), max_new_tokens=new_tokens)
-  state = engine.decode_speculative(TARGET, drafter, state, rule=rule, sampling=case.sampling)
+  state = engine.decode_speculative(case.target, drafter, state, rule=rule,
+                                    sampling=case.sampling)
   return jax.device_get(engine.generation(state, max_new_tokens=new_tokens))
 
 
 def p_value(case, rule, *, law=None, **how):
   """Of the samples under `law`, or under the target's own."""
   if law is None:
-    law = tables.enumerated_law(TARGET, case.prompt, DEPTH, **_warp(case.sampling))
+    law = target_law(case)
   out = sample(case, rule, **how)
   return tables.chi_square_p_value(law, out.tokens, out.lengths, DEPTH)
+
+
+def target_law(case):
+  return tables.enumerated_law(case.target, case.prompt, DEPTH, **_warp(case.sampling))
 
 
 def _warp(sampling):
@@ -98,7 +111,7 @@ def cycle_law(case, keep, correct):
     keep: (judged target law, draft law) -> how probably each drafted token is kept, `[v]`.
     correct: (target law, draft law) -> the law of the token after a refusal, `[v]`.
   """
-  draft, law = DRAFTS[case.draft], {}
+  draft, law = models(case.vocab)[case.draft], {}
   judged_by = case.sampling if case.temperature else sampling_lib.Sampling(1.0)
 
   def extend(sequence, position, drafting, probability):
@@ -106,11 +119,11 @@ def cycle_law(case, keep, correct):
     if len(new) == DEPTH or new[-1:] == (structs.EOS_ID,):
       law[new] = law.get(new, 0.0) + probability
       return
-    target_v = _law_after(TARGET, sequence, case.sampling)
+    target_v = _law_after(case.target, sequence, case.sampling)
     next_v, kept_v = target_v, np.zeros_like(target_v)
     if drafting and position < case.gamma:
       draft_v = _law_after(draft, sequence, case.draft_sampling)
-      kept_v = draft_v * keep(_law_after(TARGET, sequence, judged_by), draft_v)
+      kept_v = draft_v * keep(_law_after(case.target, sequence, judged_by), draft_v)
       refused = 1.0 - kept_v.sum()
       next_v = refused * correct(target_v, draft_v) if refused > 1e-12 else 0.0 * target_v
     confidence = _law_after(draft, sequence, sampling_lib.Sampling(1.0)).max()
@@ -156,22 +169,24 @@ def lossy_law(case, name, epsilon, *, lenient_residual=False):
   return cycle_law(case, keep, correct)
 
 
-WARPS = ((1.0, None, None), (0.6, None, None), (1.7, None, None), (1.0, 3, None),
-         (1.0, None, 0.8), (1.3, 4, 0.7))
+# Temperature, top-k, top-p, vocabulary.
+WARPS = ((1.0, None, None, 8), (0.6, None, None, 4), (1.7, None, None, 6), (1.0, 3, None, 7),
+         (1.0, None, 0.8, 5), (1.3, 4, 0.7, 8))
 LOSSY = (('linear', 0.5), ('linear', 0.1), ('square', 0.5), ('exponential', 0.5),
          ('typical', 0.6), ('typical', 0.2), ('top_k', 1 / 2), ('top_k', 1 / 3))
 
 
 def lossless_grid():
   """Every lossless rule, draft mode, draft length and warp: (name, case, rule)."""
-  for rule, greedy, adaptive, (temperature, top_k, top_p) in itertools.product(
+  for rule, greedy, adaptive, (temperature, top_k, top_p, vocab) in itertools.product(
       ('exact', 'block'), (False, True), (False, True), WARPS):
     case = Case(draft='similar' if greedy else 'unrelated', temperature=temperature,
                 top_k=top_k, top_p=top_p, draft_temperature=0.0 if greedy else None,
-                min_confidence=0.6 if adaptive else 0.0)
+                min_confidence=0.6 if adaptive else 0.0, vocab=vocab)
     name = (f'{rule}, {"greedy" if greedy else "sampled"} drafts, '
             f'{"adaptive" if adaptive else "fixed"} length, temperature {temperature:g}, '
-            f'top-k {top_k}, top-p {top_p}')
+            f'top-k {top_k}, top-p {top_p}, '
+            f'{vocab} tokens')
     yield name, case, rules.for_sampling(rule, 1.0, case.sampling), None
 
 

@@ -30,7 +30,7 @@ CASES = {
     'cold': ('exact', Case('overconfident', temperature=0.6, prompt=(2, 2, 4))),
     'cold_gamma1': ('exact', Case('similar', gamma=1, temperature=0.6, prompt=(2, 2, 4))),
     'hot': ('exact', Case('overconfident', gamma=2, temperature=1.7)),
-    'top_k': ('exact', Case(top_k=3)),
+    'top_k': ('exact', Case(top_k=3, vocab=8)),
     'top_p': ('exact', Case('similar', top_p=0.8)),
     'uniform_draft': ('exact', Case('uniform')),
     'same_model': ('exact', Case('same')),
@@ -175,7 +175,7 @@ def test_acceptance_counts_match_the_overlap():
   case = Case(gamma=1)
   out = laws.sample(case, rules.Exact(), new_tokens=1)
   chances = [np.asarray(jax.nn.softmax(m.logits_vvv[case.prompt]))
-             for m in (laws.TARGET, laws.DRAFTS['unrelated'])]
+             for m in (case.target, case.drafter.module)]
   overlap = np.minimum(*chances).sum()
   accepted = out.stats.accepted_bg.sum() / out.stats.reached_bg.sum()
   assert abs(accepted - overlap) < 4 * np.sqrt(overlap * (1 - overlap) / laws.NUM_SAMPLES)

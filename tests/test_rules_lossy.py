@@ -47,9 +47,7 @@ def p_values():
     out = laws.sample(case, build(case, name, epsilon, lenient))
     fit = lambda law: tables.chi_square_p_value(law, out.tokens, out.lengths, laws.DEPTH)
     found.append(fit(law))
-    exact.append(fit(tables.enumerated_law(
-        laws.TARGET, case.prompt, laws.DEPTH, temperature=case.temperature, top_k=case.top_k,
-        top_p=case.top_p)))
+    exact.append(fit(laws.target_law(case)))
   return dict(zip(CASES, zip(tables.holm(found), exact)))
 
 

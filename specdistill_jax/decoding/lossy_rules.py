@@ -98,10 +98,10 @@ class Threshold:
 
   Kept from a probability of epsilon times that of the target's best token (`greedy_lenience`:
   Leviathan et al. 2023, A.5), of min(epsilon, sqrt(epsilon) exp(-entropy)), in nats (`typical`:
-  Cai et al. 2024, Medusa, with its recommended delta), or of the k-th best token, ties included
-  (`top_k`, k = 1 / epsilon). A token of probability zero never is. The next token comes from the
-  target's own law, not from a residual: one position emits draft * kept + (1 - sum draft * kept)
-  * target. With a target at temperature 0 the test looks at the law at temperature 1, which is
+  Medusa, Cai et al. 2024, arXiv 2401.10774, with its recommended delta), or of the k-th best
+  token, ties included (`top_k`, k = 1 / epsilon). A token of probability zero never is. The next
+  token comes from the target's own law, not from a residual: one position emits
+  draft * kept + (1 - sum draft * kept) * target. With a target at temperature 0 the test looks at the law at temperature 1, which is
   what makes it lenient, and the next token is the target's best.
 
   Attributes:

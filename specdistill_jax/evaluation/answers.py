@@ -121,6 +121,9 @@ def _groups(summaries: Summaries):
 
 def _draft_length(summaries: Summaries) -> str:
   """The predicted curve over draft lengths, and its best, for every method."""
+  summaries = [s for s in summaries if not s.min_confidence]
+  if not summaries:
+    return 'Drafts that stop by their confidence have no curve over lengths.'
   sentences = []
   for group in _groups(summaries):
     longest = max(group, key=lambda s: s.gamma)
