@@ -121,9 +121,13 @@ def evaluate() -> ml_collections.ConfigDict:
       top_k=_optional(int),
       top_p=_optional(float),
       gammas=(3, 5, 7),
-      draft_sampling='sampled',      # sampled | greedy
-      rule='exact',            # exact | block
-      epsilon=1.0,             # 1 is lossless
+      draft_sampling=('sampled',),   # sampled, greedy
+      # (rule, epsilon) pairs. Lossless, with epsilon 1: exact, block. Lossy above temperature 0:
+      # linear, square, exponential, typical; at 0: greedy_lenience; at any: top_k, k = 1/epsilon.
+      rules=(('exact', 1.0),),
+      # Drafting ends where the draft's best token is less likely than this; 0: always gamma.
+      min_confidences=(0.0,),
+      max_quality_drop=_optional(float),  # share of the target's quality that the report may spend
       batch_size=1,
       num_prompts=24,
       max_new_tokens=48,

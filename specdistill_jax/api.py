@@ -54,20 +54,26 @@ def generate(target: base.Model, prompts: Sequence[Any], *, max_new_tokens: int,
 def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *, gamma: int,
               max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
               top_p: float | None = None, rule: str = 'exact', epsilon: float = 1.0,
-              draft_sampling: str = 'sampled', key: jax.Array,
+              draft_sampling: str = 'sampled', min_confidence: float = 0.0, key: jax.Array,
               prompt_width: int | None = None) -> structs.Generation:
   """Decodes the target speculatively (Leviathan et al. 2023; Chen et al. 2023).
 
   Args (beside those of `generate`, which mean the same here):
     drafter: a smaller model with the target's vocabulary.
     gamma: tokens drafted a cycle, at least 1.
-    rule: which drafted tokens to keep; 'exact' emits the target's own law.
-    epsilon: leniency of a lossy rule, in (0, 1]; 1 is lossless.
+    rule: which drafted tokens to keep. Lossless: 'exact', 'block' (never fewer tokens a
+      call). Lossy above temperature 0: 'linear', 'square', 'exponential' (lenience of
+      DistillSpec), 'typical' (Medusa); at 0: 'greedy_lenience'; at any: 'top_k', which keeps
+      the target's 1 / epsilon best tokens.
+    epsilon: leniency of a lossy rule, in (0, 1]; 1 is lossless, smaller is more lenient.
     draft_sampling: 'sampled' drafts from the drafter's law, warped like the target's;
       'greedy' drafts its most probable token. Both are exact under an exact rule.
+    min_confidence: a row stops drafting, before gamma, where the drafter's best token is less
+      likely than this; 0 never stops. As exact as a fixed length.
 
   Raises:
-    ValueError: as `generate`; gamma below 1; epsilon outside (0, 1]; vocabularies that differ.
+    ValueError: as `generate`; gamma below 1; a rule that makes no sense with this epsilon or
+      temperature; min_confidence outside [0, 1); vocabularies that differ.
   """
   sampling = sampling_lib.Sampling(temperature, top_k, top_p)
   built_rule = rules.for_sampling(rule, epsilon, sampling)
@@ -75,7 +81,7 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
   prompts_bt, lengths_b = pad_prompts(target, prompts, max_new_tokens, prompt_width)
   module = target.module.unstacked()
   built_drafter = make_drafter(drafter, gamma=gamma, target_sampling=sampling,
-                               draft_sampling=draft_sampling)
+                               draft_sampling=draft_sampling, min_confidence=min_confidence)
   state = engine.prefill_speculative(
       module, built_drafter, prompts_bt, lengths_b, key, max_new_tokens=max_new_tokens)
   state = engine.decode_speculative(
@@ -84,17 +90,22 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
 
 
 def make_drafter(model: base.Model, *, gamma: int, target_sampling: sampling_lib.Sampling,
-                 draft_sampling: str = 'sampled') -> lm.LMDrafter:
+                 draft_sampling: str = 'sampled',
+                 min_confidence: float = 0.0) -> lm.LMDrafter:
   """The drafter for a target that samples as `target_sampling` says."""
   if not isinstance(gamma, int) or gamma < 1:
     raise ValueError(f'gamma is {gamma}; it must be an integer of at least 1')
   if draft_sampling not in DRAFT_SAMPLING:
     raise ValueError(f'draft_sampling is {draft_sampling!r}; it must be one of '
                      f'{", ".join(DRAFT_SAMPLING)}')
+  if not 0.0 <= min_confidence < 1.0:
+    raise ValueError(f'min_confidence is {min_confidence}; it must lie in [0, 1), and 0 drafts '
+                     'gamma tokens always')
   greedy = draft_sampling == 'greedy'
   return lm.LMDrafter(
       module=model.module.unstacked(), gamma=gamma,
-      sampling=sampling_lib.Sampling(temperature=0.0) if greedy else target_sampling)
+      sampling=sampling_lib.Sampling(temperature=0.0) if greedy else target_sampling,
+      min_confidence=min_confidence)
 
 
 def check_pair(target: base.Model, drafter: base.Model) -> None:

@@ -17,6 +17,9 @@ def study():
   config = studies.config()
   config.evaluate.temperatures = (0.0,)
   config.evaluate.gammas = (2,)
+  # At temperature 0 block is exact and greedy drafts are sampled ones: two ways are left.
+  config.evaluate.rules = (('exact', 1.0), ('block', 1.0), ('greedy_lenience', 0.5))
+  config.evaluate.draft_sampling = ('sampled', 'greedy')
   config.evaluate.num_prompts = 3
   config.evaluate.max_new_tokens = 5
   config.evaluate.bootstrap_samples = 20
@@ -47,8 +50,11 @@ def workdir(tmp_path_factory):
 
 def test_one_complete_row_for_each_setting(workdir):
   found = rows.read(workdir / 'results.jsonl')
-  assert [(row['objective'], row['data_source'], row['train_steps']) for row in found] == [
+  assert [(row['objective'], row['data_source'], row['train_steps']) for row in found] == 2 * [
       ('none', None, 0), ('forward_kl', 'draft', 6), ('cross_entropy', 'fixed', 6)]
+  assert [(row['rule'], row['epsilon'], row['lossless'], row['draft_sampling'])
+          for row in found] == (3 * [('exact', 1.0, True, 'sampled')]
+                                + 3 * [('greedy_lenience', 0.5, False, 'sampled')])
   for row in found:
     assert set(row) == set(rows.FIELDS)
     unmeasured = {field for field in rows.FIELDS if row[field] is None}
@@ -62,6 +68,7 @@ def test_figures_fit_their_definitions(workdir):
     tau, gamma = row['block_efficiency'], row['gamma']
     assert 1.0 <= tau <= gamma + 1
     assert row['accepted_per_call'] == pytest.approx(tau - 1)
+    assert row['drafted_per_call'] == gamma
     assert 0.0 <= row['alpha'] <= 1.0
     assert row['speedup_predicted'] == pytest.approx(
         tau / (gamma * row['cost_ratio'] + row['verify_ratio']))
@@ -95,7 +102,7 @@ def test_a_killed_evaluation_resumes(workdir):
     evaluate.run(study(), workdir)
     resumed = rows.read(path)
     assert path.read_bytes().startswith(b''.join(lines[:2]))
-    assert [row['objective'] for row in resumed] == ['none', 'forward_kl', 'cross_entropy']
+    assert [row['objective'] for row in resumed] == 2 * ['none', 'forward_kl', 'cross_entropy']
     # Counts don't depend on what else was measured; times do.
     first = rows.read(_written(workdir / 'first.jsonl', whole))
     assert resumed[2]['accepted_by_position'] == first[2]['accepted_by_position']
@@ -118,5 +125,13 @@ def test_too_few_prompts_is_one_sentence(workdir):
 
 def test_report_follows(workdir):
   report.run(study(), workdir)
-  assert 'target alone' in (workdir / 'report.md').read_text()
+  text = (workdir / 'report.md').read_text()
+  assert 'target alone' in text and 'greedy_lenience ε=0.5, lossy' in text
+  assert 'The task has no metric' in text
+
+
+def test_a_finished_study_can_be_asked_for_another_budget(workdir):
+  config = study()
+  config.evaluate.max_quality_drop = 0.1
+  report.run(config, workdir)
 

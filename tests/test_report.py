@@ -87,16 +87,17 @@ def test_a_lossy_row_says_so():
 
 
 def test_answers_of_a_success(summaries):
-  bought, faster, prediction = answers.write(summaries, samples=100)
+  bought, faster, prediction, length = answers.write(summaries, samples=100)
   assert 'a loss' not in bought and 'not distinguishable' not in bought
   assert 'against the control' in bought
   assert faster.count(': yes;') == 2
   assert 'c = 0.10 and v = 1.40' in prediction
+  assert length.count(' is best') == 6 and 'x at 4*' in length and 'x at 3,' in length
 
 
 def test_answers_of_a_failure_are_honest():
   """Drafts that agree rarely, distillation without effect, a clock that says slower."""
-  bought, faster, _ = answers.write(
+  bought, faster, *_ = answers.write(
       summaries_of(plain=0.3, distilled=0.3, slowdown=2.0), samples=100)
   assert 'not distinguishable from no change' in bought
   assert faster.count('no, it is slower') == 2 and 'yes' not in faster
@@ -105,7 +106,7 @@ def test_answers_of_a_failure_are_honest():
 
 
 def test_prediction_off_by_half_is_said():
-  *_, prediction = answers.write(summaries_of(slowdown=2.0), samples=50)
+  prediction = answers.write(summaries_of(slowdown=2.0), samples=50)[2]
   assert 'on average 50 %' in prediction
 
 

@@ -27,7 +27,8 @@ def init(prompts_bt: jax.Array, prompt_lengths_b: jax.Array, key: jax.Array, tar
                       constant_values=structs.PAD_ID)
   zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
   stats = structs.DecodeStats(target_calls_b=zeros(b), emitted_b=zeros(b),
-                              reached_bg=zeros(b, gamma), accepted_bg=zeros(b, gamma))
+                              drafted_b=zeros(b), reached_bg=zeros(b, gamma),
+                              accepted_bg=zeros(b, gamma))
   return structs.DecodeState(
       tokens_bs=tokens_bs.astype(jnp.int32), lengths_b=prompt_lengths_b.astype(jnp.int32),
       limits_b=(prompt_lengths_b + max_new_tokens).astype(jnp.int32),

@@ -85,7 +85,8 @@ Settings = dict[Hashable, step_costs.Setting]
 
 def _compiled_alike(settings: Settings) -> Settings:
   """One setting of each kind that shares a compilation."""
-  return {(step_costs.family(setting.drafter), setting.drafter.gamma, setting.rule): setting
+  return {(step_costs.family(setting.drafter), setting.drafter.gamma,
+           getattr(setting.drafter, 'min_confidence', 0.0), setting.rule): setting
           for setting in settings.values()}
 
 

@@ -20,14 +20,15 @@ FIELDS = (
     'top_k', 'top_p', 'max_new_tokens', 'target_parameters', 'draft_parameters',
     'target_step_seconds', 'draft_step_seconds', 'verify_seconds', 'prefill_seconds',
     'autoregressive_prefill_seconds', 'counts', 'reached_by_position', 'accepted_by_position',
+    'min_confidence', 'drafted_per_call',
 )
 # Columns of `counts`, one line of them for each batch of prompts (a prompt, at batch size 1).
 COUNTS = ('emitted', 'target_calls', 'seconds', 'autoregressive_emitted',
-          'autoregressive_seconds', 'overlap', 'overlap_tokens')
+          'autoregressive_seconds', 'overlap', 'overlap_tokens', 'drafted')
 IDENTITY = (
     'study', 'task', 'target', 'draft', 'objective', 'data_source', 'train_steps', 'seed',
     'temperature', 'gamma', 'draft_sampling', 'rule', 'epsilon', 'batch_size', 'num_prompts',
-    'top_k', 'top_p', 'max_new_tokens', 'config_hash')
+    'top_k', 'top_p', 'max_new_tokens', 'min_confidence', 'config_hash')
 
 
 def make(**values: Any) -> dict[str, Any]:

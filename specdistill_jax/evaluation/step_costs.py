@@ -92,8 +92,16 @@ def _any_proposal(drafter: structs.Drafter, state: structs.DecodeState) -> struc
 
 
 def family(drafter: structs.Drafter) -> Hashable:
-  """Equal for drafters that differ in weights or gamma only: their steps cost the same."""
-  return type(drafter), tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(drafter))
+  """Equal for drafters that differ in weights or length only: their steps cost the same."""
+  shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(drafter))
+  return type(drafter), getattr(drafter, 'sampling', None), shapes
+
+
+def _never_stopping(drafter: structs.Drafter) -> structs.Drafter:
+  """The same drafter at full length: what a step costs doesn't depend on how many are run."""
+  if getattr(drafter, 'min_confidence', 0.0):
+    return dataclasses.replace(drafter, min_confidence=0.0)
+  return drafter
 
 
 class Clock:
@@ -142,7 +150,8 @@ class Clock:
 
   def _draft(self, setting, *inputs):
     state = self._read(setting, *inputs)
-    seconds, _ = timed(lambda: _draft_steps(setting.drafter, state, steps=COST_STEPS))
+    drafter = _never_stopping(setting.drafter)
+    seconds, _ = timed(lambda: _draft_steps(drafter, state, steps=COST_STEPS))
     return seconds / (COST_STEPS * setting.drafter.gamma)
 
   def _verify(self, setting, *inputs):

@@ -23,6 +23,8 @@ Rule = Callable[[Any], str | None]  # a value -> what would be right, or None if
 TASKS = sources.NAMES
 OBJECTIVES = ('forward_kl', 'reverse_kl', 'jsd', 'tvd', 'acceptance_nll', 'lk_hybrid')
 DATA_SOURCES = ('fixed', 'target', 'draft', 'draft_stored', 'fixed+draft', 'target+draft')
+RULES = ('exact', 'block', 'linear', 'square', 'exponential', 'greedy_lenience', 'typical',
+         'top_k')  # of decoding.rules, named here since JAX is not yet wanted
 DEFAULT_STUDENT_FRACTION = 0.5  # of configs/common.py: says that nobody asked for another
 DEFAULT_BETA = 0.5
 
@@ -94,6 +96,19 @@ def _paths(value: Any) -> str | None:
   return None if all(is_path(x) or is_pair(x) for x in value) else wish
 
 
+def _rules(values: Any) -> str | None:
+  wish = "a tuple of (rule, epsilon) pairs, as in (('exact', 1.0), ('linear', 0.5))"
+  is_pair = lambda x: isinstance(x, (tuple, list)) and len(x) == 2
+  if not isinstance(values, (tuple, list)) or not values or not all(map(is_pair, values)):
+    return wish
+  for name, epsilon in values:
+    if fault := one_of(*RULES)(name):
+      return f'{wish}, each rule being {fault}'
+    if fault := SHARE(epsilon):
+      return f'{wish}, each epsilon being {fault}'
+  return None if len(set(map(tuple, values))) == len(values) else f'{wish}, without repetition'
+
+
 def _chat_template(value: Any) -> str | None:
   # A file is looked into when its turn comes.
   if isinstance(value, str) and value.endswith('.json'):
@@ -142,7 +157,8 @@ LEGAL = dict(
         seeds=each(whole(0)), control=truth, train=TRAIN),
     evaluate=dict(
         temperatures=each(NOT_NEGATIVE), gammas=each(whole(1)),
-        draft_sampling=one_of('sampled', 'greedy'), rule=one_of('exact', 'block'), epsilon=SHARE,
+        draft_sampling=each(one_of('sampled', 'greedy')), rules=_rules,
+        min_confidences=each(DECAY), max_quality_drop=optional(DECAY),
         batch_size=whole(1), num_prompts=whole(1), max_new_tokens=whole(1),
         bootstrap_samples=whole(1), **SAMPLING),
 )
@@ -248,10 +264,26 @@ def _check_distill(distill: Any) -> None:
         f'distill.objective is {distill.objective!r}; leave it at {DEFAULT_BETA}')
 
 
+def _check_rules(evaluate: Any) -> None:
+  """Each rule is of use at one of the temperatures, and each temperature has a lossless one."""
+  from specdistill_jax.decoding import rules  # brings in JAX, like models above
+  from specdistill_jax.decoding import sampling as sampling_lib
+  samplings = [sampling_lib.Sampling(temperature, evaluate.top_k, evaluate.top_p)
+               for temperature in evaluate.temperatures]
+  for name, epsilon in evaluate.rules:
+    faults = [rules.objection(name, epsilon, sampling) for sampling in samplings]
+    if all(faults):
+      raise ValueError(f'config.evaluate.rules has ({name!r}, {epsilon}): {faults[0]}')
+  for sampling in samplings:
+    if not any(rules.for_sampling(*pair, sampling).lossless for pair in evaluate.rules
+               if rules.objection(*pair, sampling) is None):
+      raise ValueError(
+          f'config.evaluate.rules has no lossless rule at temperature {sampling.temperature:g}, '
+          "so that the lossy ones have nothing to stand beside; add ('exact', 1.0)")
+
+
 def _check_evaluate(evaluate: Any) -> None:
-  if evaluate.epsilon != 1.0:
-    raise ValueError(f'config.evaluate.epsilon is {evaluate.epsilon}, but the rule '
-                     f'{evaluate.rule!r} is lossless; epsilon must be 1.0 with it')
+  _check_rules(evaluate)
   if evaluate.num_prompts % evaluate.batch_size:
     raise ValueError(f'config.evaluate.num_prompts is {evaluate.num_prompts}; it must be a '
                      f'multiple of evaluate.batch_size, {evaluate.batch_size}')

@@ -1,8 +1,9 @@
 """Every draft of a study against its target: one line of `results.jsonl` for each setting.
 
-For each temperature, all drafts and draft lengths are measured interleaved on the same held-out
-prompts; the target's own continuations, drawn in the same loop, are what `alpha` is taken on.
-A setting whose line is there already is not measured again.
+For each temperature, all drafts and ways to speculate (rule, draft mode, draft length) are
+measured interleaved on the same held-out prompts; the target's own continuations, drawn in the
+same loop, are what `alpha` is taken on. A setting whose line is there already is not
+measured again.
 """
 
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from specdistill_jax.evaluation import latency
 from specdistill_jax.evaluation import measures
 from specdistill_jax.evaluation import rows
 from specdistill_jax.evaluation import step_costs
+from specdistill_jax.evaluation import ways
 from specdistill_jax.models import base
 from specdistill_jax.stages import distill
 from specdistill_jax.stages import workdirs
@@ -98,8 +100,7 @@ def _describe(model: base.Model) -> str:
 def _common_fields(config: ml_collections.ConfigDict, target: base.Model) -> dict[str, Any]:
   """What every row of this study shares."""
   settings = config.evaluate
-  shared = ('draft_sampling', 'rule', 'epsilon', 'batch_size', 'num_prompts', 'top_k', 'top_p',
-            'max_new_tokens')
+  shared = ('batch_size', 'num_prompts', 'top_k', 'top_p', 'max_new_tokens')
   return dict(
       {name: settings[name] for name in shared}, study=config.study, task=config.task.name,
       target=_describe(target), target_parameters=target.num_parameters,
@@ -107,11 +108,12 @@ def _common_fields(config: ml_collections.ConfigDict, target: base.Model) -> dic
       config_hash=rows.config_hash(workdirs.to_json(config)))
 
 
-def _setting_fields(draft: Draft, temperature: float, gamma: int) -> dict[str, Any]:
+def _setting_fields(draft: Draft, temperature: float, way: ways.Way) -> dict[str, Any]:
   return dict(
+      dataclasses.asdict(way),
       draft=_describe(draft.model), draft_parameters=draft.model.num_parameters,
       objective=draft.objective, data_source=draft.data_source, train_steps=draft.train_steps,
-      seed=draft.seed, temperature=temperature, gamma=gamma)
+      seed=draft.seed, temperature=temperature)
 
 
 def _overlaps(target: base.Model, draft: Draft, prompts: Prompts, runs: Sequence[latency.Run],
@@ -153,23 +155,27 @@ def _track(description: str):
   return wrap
 
 
+def _build(draft: Draft, way: ways.Way, sampling: sampling_lib.Sampling) -> step_costs.Setting:
+  drafter = api.make_drafter(
+      draft.model, gamma=way.gamma, target_sampling=sampling, draft_sampling=way.draft_sampling,
+      min_confidence=way.min_confidence)
+  return step_costs.Setting(drafter, rules.for_sampling(way.rule, way.epsilon, sampling))
+
+
 def _temperature(config, target, drafts, prompts, temperature, path, common) -> None:
   """Measures the settings of one temperature that have no line yet, and appends their lines."""
   settings = config.evaluate
   sampling = sampling_lib.Sampling(temperature, settings.top_k, settings.top_p)
-  rule = rules.for_sampling(settings.rule, settings.epsilon, sampling)
   present = {rows.identity(row) for row in rows.read(path)}
   wanted = {}
-  for index, draft in enumerate(drafts):
-    for gamma in settings.gammas:
-      fields = {**common, **_setting_fields(draft, temperature, gamma)}
+  for way in ways.distinct(settings, temperature):
+    for index, draft in enumerate(drafts):
+      fields = {**common, **_setting_fields(draft, temperature, way)}
       if rows.identity(rows.make(**fields)) not in present:
-        wanted[index, gamma] = fields
+        wanted[index, way] = fields
   if not wanted:
     return
-  built = {(index, gamma): step_costs.Setting(api.make_drafter(
-      drafts[index].model, gamma=gamma, target_sampling=sampling,
-      draft_sampling=settings.draft_sampling), rule) for index, gamma in wanted}
+  built = {(index, way): _build(drafts[index], way, sampling) for index, way in wanted}
   measured = latency.measure(
       target.module.unstacked(), built, prompts.batches, jax.random.key(config.seed),
       sampling=sampling, max_new_tokens=settings.max_new_tokens,
@@ -184,13 +190,13 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
         fields, measured.alone, runs, measured.steps[name], overlaps[name[0]],
         samples=settings.bootstrap_samples)
     rows.append(path, rows.make(
-        **fields, **figures, lossless=rule.lossless, quality_metric=metric,
+        **fields, **figures, lossless=built[name].rule.lossless, quality_metric=metric,
         quality=_quality(metric, target, prompts.references, runs),
         target_quality=target_quality))
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Evaluates the undistilled draft and every arm, at every temperature and draft length.
+  """Evaluates the undistilled draft and every arm, at every temperature and in every way.
 
   Raises:
     ValueError: a model is missing, the vocabularies differ, or there are too few held-out rows.
