@@ -1,9 +1,8 @@
 """A standalone language model as drafter: DistillSpec's setting.
 
 Its cache may lag the committed tokens by one or two: after a full acceptance neither the last
-drafted token nor the bonus token was ever fed. So each proposal begins by feeding two tokens
-from wherever the cache ends, and reads the logits of the row's last real one; that costs one
-slightly wider step instead of an additional one.
+drafted token nor the bonus token was ever fed. A proposal begins by catching up, in the way that
+is cheaper on the device.
 """
 
 from flax import struct
@@ -14,7 +13,7 @@ from specdistill_jax import structs
 from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.decoding import state as state_lib
 
-CATCH_UP = 2  # tokens fed by a proposal's first step
+LARGEST_LAG = 2  # tokens committed and not yet fed
 
 
 @struct.dataclass
@@ -48,11 +47,9 @@ class LMDrafter:
     slots = state.tokens_bs.shape[1]
     cache = state.drafter_state
     key_gb = sampling_lib.split_rows(key_b, self.gamma)
-    last_b = state.lengths_b - 1
-    index_bt = cache.length_b[:, None] + jnp.arange(CATCH_UP)[None]
-    fed_bt = jnp.take_along_axis(state.tokens_bs, index_bt, axis=1)
-    logits_bv, cache = self._feed(fed_bt, cache, last_b - cache.length_b, slots)
-    cache = cache.rollback(state.lengths_b)  # a row that lagged by one fed a token too many
+    logits_bv, cache = jax.lax.platform_dependent(
+        state.tokens_bs, state.lengths_b, cache, cpu=self._catch_up_singly,
+        default=self._catch_up_together)
     if self.min_confidence:
       return self._while_confident(state, key_gb, logits_bv, cache)
     tokens, log_probs = [], []
@@ -64,6 +61,29 @@ class LMDrafter:
       log_probs.append(log_probs_bv)
     return structs.Proposal(tokens_bg=jnp.stack(tokens, axis=1),
                             log_probs_bgv=jnp.stack(log_probs, axis=1), drafter_state=cache)
+
+  def _catch_up_together(self, tokens_bs, lengths_b, cache):
+    """Feeds two tokens from where the cache ends, and reads the logits of each row's last.
+
+    On accelerators a step of two tokens costs hardly more than one.
+    """
+    index_bt = cache.length_b[:, None] + jnp.arange(LARGEST_LAG)[None]
+    fed_bt = jnp.take_along_axis(tokens_bs, index_bt, axis=1)
+    logits_bv, cache = self._feed(fed_bt, cache, lengths_b - 1 - cache.length_b,
+                                  tokens_bs.shape[1])
+    return logits_bv, cache.rollback(lengths_b)  # some rows fed a token too many
+
+  def _catch_up_singly(self, tokens_bs, lengths_b, cache):
+    """Feeds a token more, without its logits, when a row lags; then each row's last.
+
+    On CPUs a step of two tokens costs almost two, and this one leaves out the head.
+    """
+    last_b, slots = lengths_b - 1, tokens_bs.shape[1]
+    token_at = lambda index_b: jnp.take_along_axis(tokens_bs, index_b[:, None], axis=1)
+    catch_up = lambda cache: self._feed(
+        token_at(cache.length_b), cache, 0, slots)[1].rollback(last_b)
+    cache = jax.lax.cond(jnp.any(cache.length_b < last_b), catch_up, lambda cache: cache, cache)
+    return self._feed(token_at(last_b), cache, 0, slots)
 
   def _while_confident(self, state, key_gb, logits_bv, cache):
     """Drafts until no unfinished row goes on: steps that no row needs are not run.
