@@ -36,14 +36,19 @@ def linear(x: jax.Array, weight: jax.Array, *, num_inputs: int = 1,
     num_inputs: trailing axes that are summed over.
     result_dtype: of the result; None means that of `x`.
   """
-  weight = weight.astype(x.dtype)
-  result_dtype = x.dtype if result_dtype is None else result_dtype
-  product = functools.partial(_product, num_inputs=num_inputs, result_dtype=result_dtype)
+  return _linear(x, weight.astype(x.dtype), num_inputs=num_inputs,
+                 result_dtype=x.dtype if result_dtype is None else result_dtype)
+
+
+@functools.partial(jax.jit, static_argnames=('num_inputs', 'result_dtype'), inline=True)
+def _linear(x, weight, *, num_inputs, result_dtype):
+  """`linear`, compiled once a shape where a module is called outside of any jit."""
+  settings = dict(num_inputs=num_inputs, result_dtype=result_dtype)
+  product = functools.partial(_product, **settings)
   if math.prod(x.shape[:x.ndim - num_inputs]) > FEW_ROWS:
     return product(x, weight)
   return jax.lax.platform_dependent(
-      x, weight, default=product,
-      cpu=functools.partial(_few_rows, num_inputs=num_inputs, result_dtype=result_dtype))
+      x, weight, cpu=functools.partial(_few_rows, **settings), default=product)
 
 
 def _product(x, weight, *, num_inputs, result_dtype):
