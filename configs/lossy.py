@@ -10,6 +10,8 @@ one-hot laws does nothing, the greedy leniency of Leviathan et al. (2211.17192, 
   python -m specdistill_jax.main --config=configs/lossy.py --workdir=W --stages=report \\
       --config.evaluate.max_quality_drop=0.05
 
+Cost, and what was found: not yet run at this size.
+
 The report marks the settings that no other one beats in both speed and quality, and names the
 fastest within the quality budget, which can be asked again of a finished study as above.
 
