@@ -21,7 +21,7 @@ from specdistill_jax.decoding import chain
 from specdistill_jax.decoding import engine
 from specdistill_jax.decoding import sampling as sampling_lib
 
-COST_STEPS = 64  # steps of one timed loop: the dispatch of the call is shared by as many
+COST_STEPS = 64  # steps of one timed loop, unless told: they share the dispatch of its call
 NO_TOKEN = -1    # an end token that never comes: loops run their full length
 
 
@@ -100,11 +100,12 @@ class Clock:
   """Times the single steps behind a set of settings, once for each batch of prompts it gets.
 
   A draft step is timed once for each family of drafters, a verification once for each block
-  length and rule.
+  length and rule; `steps` of them in one call.
   """
 
   def __init__(self, module: Any, settings: dict[Hashable, Setting], *,
-               sampling: sampling_lib.Sampling, max_new_tokens: int):
+               sampling: sampling_lib.Sampling, max_new_tokens: int, steps: int = COST_STEPS):
+    self._steps = steps
     self._module, self._settings = module, settings
     self._sampling, self._max_new_tokens = sampling, max_new_tokens
     families = {}
@@ -138,12 +139,12 @@ class Clock:
     state = jax.block_until_ready(engine.prefill_autoregressive(
         self._module, *inputs, max_new_tokens=self._max_new_tokens))
     return timed(lambda: _target_steps(
-        self._module, state, sampling=self._sampling, steps=COST_STEPS))[0] / COST_STEPS
+        self._module, state, sampling=self._sampling, steps=self._steps))[0] / self._steps
 
   def _draft(self, setting, *inputs):
     state = self._read(setting, *inputs)
-    seconds, _ = timed(lambda: _draft_steps(setting.drafter, state, steps=COST_STEPS))
-    return seconds / (COST_STEPS * setting.drafter.gamma)
+    seconds, _ = timed(lambda: _draft_steps(setting.drafter, state, steps=self._steps))
+    return seconds / (self._steps * setting.drafter.gamma)
 
   def _verify(self, setting, *inputs):
     state = self._read(setting, *inputs)
@@ -151,4 +152,4 @@ class Clock:
     state = state.replace(drafter_state=None)
     return timed(lambda: _verify_steps(
         self._module, proposal, state, rule=setting.rule, sampling=self._sampling,
-        steps=COST_STEPS))[0] / COST_STEPS
+        steps=self._steps))[0] / self._steps
