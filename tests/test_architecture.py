@@ -143,3 +143,16 @@ def test_importing_the_package_is_light():
 def test_importing_main_is_light():
   heavy = {'tensorflow', 'seqio', 'orbax', 'matplotlib', 'torch', 'jax', 'flax'}
   assert not loaded_after('import specdistill_jax.main') & heavy
+
+
+def test_importing_bench_is_light():
+  heavy = {'tensorflow', 'seqio', 'orbax', 'matplotlib', 'torch', 'jax', 'flax'}
+  assert not loaded_after('import specdistill_jax.bench') & heavy
+
+
+def test_the_suite_runs_where_only_jax_is_installed():
+  """An accelerator machine without what data and checkpoints need."""
+  foreign = {'tensorflow', 'tensorflow_datasets', 'seqio', 'grain', 'orbax', 'matplotlib',
+             'torch', 'transformers', 'rich', 'sentencepiece', 'ml_collections', 'optax'}
+  found = loaded_after('import specdistill_jax.stages.benchmark') & foreign
+  assert not found - loaded_after('import flax.nnx'), found  # flax has needs of its own

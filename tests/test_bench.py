@@ -1,6 +1,7 @@
 """The performance suite: what it fakes is declared, what it measures is counted right."""
 
 import json
+import re
 import time
 
 import jax
@@ -24,6 +25,7 @@ from specdistill_jax.evaluation import machine
 from specdistill_jax.evaluation import startup
 from specdistill_jax.evaluation import step_costs
 from specdistill_jax.evaluation import suite
+from specdistill_jax.models import base
 from specdistill_jax.models import synthetic
 from specdistill_jax.stages import benchmark
 
@@ -53,17 +55,16 @@ def test_simulated_acceptance_is_what_was_asked_for():
   assert abs(tau - simulated.block_efficiency(RATES)) < 0.1
 
 
-@pytest.mark.parametrize('rule', [rules.Exact(), rules.Greedy(), rules.Block()],
+@pytest.mark.parametrize('rule', [rules.Exact(), rules.Block()],
                          ids=lambda rule: type(rule).__name__)
 def test_simulating_does_all_the_work_of_the_rule(rule):
   """A rule whose verdict went unused would be compiled away, and cost nothing."""
-  laws = jnp.zeros((2, 4, 50)), structs.Proposal(
+  inputs = jnp.zeros((2, 4, 50)), structs.Proposal(
       jnp.zeros((2, 3), jnp.int32), jnp.zeros((2, 3, 50)), None)
   keys = jax.random.split(jax.random.key(0), 2)
-  flops = lambda one: jax.jit(one).lower(*laws, keys).compile().cost_analysis()['flops']
-  bare = flops(lambda *inputs: rules.Exact()(*inputs).num_accepted_b) if isinstance(
-      rule, rules.Exact) else 0.0
-  assert flops(simulated.Simulated(RATES, rule)) >= flops(rule) > bare
+  flops = lambda call: jax.jit(call).lower(*inputs, keys).compile().cost_analysis()['flops']
+  without_next_token = flops(lambda *inputs: rule(*inputs).num_accepted_b)
+  assert flops(simulated.Simulated(RATES, rule)) >= flops(rule) > 1.2 * without_next_token
 
 
 def test_simulated_output_cannot_be_had_by_accident():
@@ -94,24 +95,38 @@ def test_block_efficiency_and_its_inverse():
 
 # The pair of models.
 
-def test_the_synthetic_draft_nearly_always_agrees_and_shares_no_buffer():
-  target, draft = synthetic.pair(synthetic.config('tiny'), jax.random.key(0))
+@pytest.fixture(scope='module')
+def pair():
+  return synthetic.pair(synthetic.config('tiny'), jax.random.key(0))
+
+
+def test_the_synthetic_draft_nearly_always_agrees_and_shares_no_buffer(pair):
+  target, draft = pair
   assert draft.config.num_layers == 1 and target.config.num_layers == 2
   tokens_bt = np.random.default_rng(0).integers(2, 512, (8, 32))
-  best = [np.argmax(synthetic.stacked(model).module.causal(tokens_bt).logits_btv, -1)
-          for model in (target, draft)]
-  assert 0.95 < np.mean(best[0] == best[1])
+  best = jax.jit(lambda module: jnp.argmax(module.causal(tokens_bt).logits_btv, -1))
+  agreement = np.mean(best(target.module) == best(draft.module))
+  assert agreement > 0.95
   pointers = [{leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(model.module)}
               for model in (target, draft)]
   assert not pointers[0] & pointers[1]
 
 
+def test_stacking_undoes_unrolling(pair):
+  again = synthetic.stacked(pair[0])
+  for leaf, stacked in zip(jax.tree.leaves(pair[0].module),
+                           jax.tree.leaves(again.module.unstacked()), strict=True):
+    np.testing.assert_array_equal(leaf, stacked)
+
+
 def test_bytes_that_a_step_reads():
-  target, _ = synthetic.pair(synthetic.config('tiny', 'bfloat16'), jax.random.key(0))
+  config = synthetic.config('tiny', 'bfloat16')
+  target, _ = jax.eval_shape(lambda: [one.module for one in synthetic.pair(
+      config, jax.random.key(0))])
   vocab, layers, width, heads, _, head, mlp = synthetic.PRESETS['tiny']
   floats = layers * (4 * width * heads * head + 3 * width * mlp + 2 * width) + width
   floats += vocab * width      # the head; of the embedding only the rows that are fed
-  assert synthetic.bytes_read(target, 3) == 2 * (floats + 3 * width)
+  assert synthetic.bytes_read(base.Model(target, config), 3) == 2 * (floats + 3 * width)
 
 
 # Rounds.
@@ -243,7 +258,6 @@ def test_bad_flags_end_with_one_sentence(arguments, message, capsys):
   assert bench.main(['bench', *arguments]) == 2
   error = capsys.readouterr().err
   assert error.startswith('error: ') and error.count('\n') == 1
-  import re
   assert re.search(message, error), error
 
 
@@ -264,8 +278,8 @@ def test_the_suite_from_flags_to_its_document(monkeypatch, capsys, tmp_path):
   monkeypatch.setattr(suite, 'CLOCK_STEPS', 2)
   path = tmp_path / 'document.json'
   try:
-    status = bench.main(['bench', '--preset=tiny', '--gamma=2', '--batch_sizes=2', '--rounds=2',
-                         '--new_tokens=6', '--peers=none', '--tau=2', f'--output={path}'])
+    status = bench.main(['bench', '--preset=tiny', '--gamma=1', '--batch_sizes=2', '--rounds=2',
+                         '--new_tokens=6', '--peers=none', '--tau=1.5', f'--output={path}'])
   finally:
     jax.config.update('jax_enable_compilation_cache', True)
   output = capsys.readouterr()
@@ -274,22 +288,22 @@ def test_the_suite_from_flags_to_its_document(monkeypatch, capsys, tmp_path):
   assert document == json.loads(path.read_text())
   (batch,) = document['by_batch_size']
   assert batch['compilations_after_warm_up'] == 0
-  assert set(batch['compile_seconds']) == {'autoregressive', 'speculative_gamma_2',
-                                           'simulated_gamma_2'}
+  assert set(batch['compile_seconds']) == {'autoregressive', 'speculative_gamma_1',
+                                           'simulated_gamma_1'}
   rows = {row['competitor']: row for row in batch['rows']}
   assert rows['speculative']['identical_to_autoregressive'] is True
-  assert rows['speculative']['block_efficiency'] > 2.0  # of 3: an untrained draft that agrees
-  assert rows['simulated']['acceptance_asked'] == pytest.approx([0.618, 0.618], abs=1e-3)
+  assert rows['speculative']['block_efficiency'] > 1.7  # of 2: an untrained draft that agrees
+  assert rows['simulated']['acceptance_asked'] == pytest.approx([0.5])
   assert all(row['tokens_per_second'] > 0 for row in rows.values())
   assert document['no_peers_because'] == 'not asked for'
   assert 'speculative' in output.err and 'DISTURBED' in output.err  # two rounds are too few
 
 
-def test_peers_on_the_same_weights(tmp_path):
+def test_peers_on_the_same_weights(pair):
   """Hugging Face's own models say the same tokens, plain and assisted."""
   pytest.importorskip('torch')
   pytest.importorskip('transformers')
-  target, draft = synthetic.pair(synthetic.config('tiny'), jax.random.key(0))
+  target, draft = pair
   prompts = np.random.default_rng(0).integers(2, 512, (1, 8))
   ours = api.generate(target, prompts.tolist(), max_new_tokens=12, temperature=0,
                       key=jax.random.key(0))

@@ -78,7 +78,8 @@ def _load(settings):
   """Target, draft and device."""
   torch = importlib.import_module('torch')
   transformers = importlib.import_module('transformers')
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
+                        else os.cpu_count())
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   models = []
   for name in ('target', 'draft'):

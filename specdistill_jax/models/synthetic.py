@@ -10,7 +10,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from specdistill_jax.models import base
 from specdistill_jax.models import decoder
@@ -82,9 +81,9 @@ def bytes_read(model: base.Model, batch: int) -> int:
 
   With a head of its own the embedding is a look-up of `batch` rows; a tied one is read whole.
   """
-  total = sum(leaf.nbytes for leaf in jax.tree.leaves(model.module))
+  count = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
   if model.module.head_dv is None:
-    return total
-  embedding = model.module.embedding_vd[...]
-  row = embedding.nbytes // np.shape(embedding)[0]
-  return total - embedding.nbytes + batch * row
+    return count(model.module)
+  embedding = count(model.module.embedding_vd)
+  rows = model.config.vocab_size + model.config.vocab_padding
+  return count(model.module) - embedding + batch * embedding // rows
