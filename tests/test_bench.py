@@ -261,6 +261,11 @@ def test_bad_flags_end_with_one_sentence(arguments, message, capsys):
   assert re.search(message, error), error
 
 
+def test_presets_of_the_flag_are_those_of_the_table():
+  """The flag has its own list, so that `--help` imports no JAX."""
+  assert bench.PRESETS == tuple(synthetic.PRESETS)
+
+
 def test_the_last_acceptance_holds_beyond():
   options = benchmark.Options(
       preset='tiny', dtype='float32', gammas=(1, 3), batch_sizes=(1,), new_tokens=8,
