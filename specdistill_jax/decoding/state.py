@@ -1,5 +1,7 @@
 """What the autoregressive and the speculative loops share: the buffers and their bookkeeping."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -89,18 +91,29 @@ def end_ids(target_fn: structs.TargetFn) -> int | tuple[int, ...]:
   return getattr(target_fn, 'eos_id', structs.EOS_ID)
 
 
-def run(step, state: structs.DecodeState) -> structs.DecodeState:
-  """Applies `step` until every row is done: one `lax.while_loop`, no host round trip.
+def run(step: Callable, state: structs.DecodeState) -> structs.DecodeState:
+  """Applies `step` until every row is done: one `lax.while_loop`, no host round trip."""
+  step, carry, restore = _without_single_row(step, state)
+  return restore(jax.lax.while_loop(lambda carry: ~jnp.all(carry.done_b), step, carry))
 
-  A single row is carried without its batch axis: XLA's CPU backend otherwise updates a cache
-  twice a step, once as carried and once as attention reads it, and copies it for that.
+
+def repeat(step: Callable, state: structs.DecodeState, num_steps: int) -> structs.DecodeState:
+  """Applies `step` that many times, as `run` would."""
+  step, carry, restore = _without_single_row(step, state)
+  return restore(jax.lax.fori_loop(0, num_steps, lambda _, carry: step(carry), carry))
+
+
+def _without_single_row(step, state):
+  """Step, state and way back of a loop that carries a single row without its batch axis.
+
+  XLA's CPU backend otherwise updates a cache twice a step, once to carry it and once for
+  attention to read, and copies it for that.
   """
   if state.done_b.shape[0] > 1:
-    return jax.lax.while_loop(lambda state: ~state.done_b.all(), step, state)
+    return step, state, lambda state: state
   squeeze = lambda state: jax.tree.map(lambda x: x[0], state)
   expand = lambda state: jax.tree.map(lambda x: x[None], state)
-  return expand(jax.lax.while_loop(
-      lambda row: ~row.done_b, lambda row: squeeze(step(expand(row))), squeeze(state)))
+  return lambda row: squeeze(step(expand(row))), squeeze(state), expand
 
 
 def append(state: structs.DecodeState, block_bt: jax.Array, count_b: jax.Array,
