@@ -117,8 +117,8 @@ LEGAL = dict(
         train_files=_paths, validation_files=_paths,
         inputs_field=lambda x: None if isinstance(x, str) else 'a string', targets_field=text,
         metric=optional(one_of('accuracy', 'rouge2', 'bleu'))),
-    target=dict(model=anything, train=TRAIN),
-    draft=dict(model=anything, train=TRAIN),
+    target=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=whole(0))),
+    draft=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=whole(0))),
     distill=dict(
         objective=one_of(*OBJECTIVES), beta=INNER_FRACTION, data_source=one_of(*DATA_SOURCES),
         student_fraction=FRACTION, normalisation=one_of('sequence', 'token'),
@@ -175,7 +175,23 @@ def _check_model(model: Any, vocab_size: int, path: str) -> None:
     raise ValueError(f'config.{path} is wrong: {error}') from error
 
 
+def _check_init_from(section: Any, name: str) -> None:
+  """Where a model is imported from, so that a wrong path is not told after `prepare`."""
+  if section.init_from is None:
+    if section.train.steps == 0:
+      raise ValueError(f'config.{name}.train.steps is 0; it must be a whole number of at least 1, '
+                       f'or {name}.init_from must name the model to take as it is')
+    return
+  from specdistill_jax.checkpoints import pretrained  # as above
+  try:
+    pretrained.load_config(section.init_from)
+  except ValueError as error:
+    raise ValueError(f'config.{name}.init_from is {section.init_from!r}: {error}') from error
+
+
 def _check_train(train: Any, path: str, rows: int) -> None:
+  if train.steps == 0:
+    return
   if train.warmup_steps >= train.steps:
     raise ValueError(f'config.{path}.warmup_steps is {train.warmup_steps}; it must be below '
                      f'{path}.steps, {train.steps}')
@@ -259,6 +275,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name in ('target', 'draft'):
     if config[name] is not None:
       _check_model(config[name].model, config.task.vocab_size, f'{name}.model')
+      _check_init_from(config[name], name)
   for name in ('target', 'draft', 'distill'):
     if config[name] is not None:
       _check_train(config[name].train, f'{name}.train', rows)

@@ -197,7 +197,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   target = store.load_model(workdir / 'target')
   drafts = load_drafts(config, workdir)
   for draft in drafts:
-    api.check_same_vocabulary(target, draft.model)
+    target, _ = api.check_same_vocabulary(target, draft.model)
+  drafts = [dataclasses.replace(draft, model=api.check_same_vocabulary(target, draft.model)[1])
+            for draft in drafts]
   prompts = load_prompts(config, workdir, target)
   path = workdir / 'results.jsonl'
   rows.repair(path)

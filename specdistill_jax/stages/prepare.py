@@ -3,7 +3,7 @@
 Examples (embedded, or the user's files) are parted by document, a vocabulary is trained on
 the training split, a seqio task tokenises both, and the rows are written beside it:
 
-  W/data/vocabulary.model, W/data/{train,validation}-*.array_record, W/data/{...}.json
+  W/data/vocabulary.model (or tokenizer/, that of an imported model), W/data/{train,validation}-*.array_record, W/data/{...}.json
 
 All of it appears at once, by one rename: a run that is killed leaves no `W/data`.
 """
@@ -30,10 +30,13 @@ from specdistill_jax.data import files
 from specdistill_jax.data import quality
 from specdistill_jax.data import shards
 from specdistill_jax.data import splits
+from specdistill_jax.data import tokenizers
 from specdistill_jax.data import vocabulary as vocabularies
+from specdistill_jax.stages import imports
 
 SPLITS = ('train', 'validation')
 VOCABULARY_FILE = 'vocabulary.model'
+TOKENIZER_FOLDER = 'tokenizer'
 _STAGING = 'data.incomplete-'
 
 
@@ -44,7 +47,8 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     ValueError: a setting, a file or the data as a whole is unfit, or `workdir/data` was
       prepared with other settings; what is there stays untouched.
   """
-  settings = _settings(config)
+  imported = imports.vocabulary(config)
+  settings = _settings(config, imported)
   directory = pathlib.Path(workdir) / 'data'
   if _is_prepared(directory, settings):
     logging.info("The data in '%s' is prepared already.", directory)
@@ -55,11 +59,16 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   kind = next(iter(splits.kinds(examples['train'])))
   _check_lengths(settings, kind)
   with _staging(directory) as staging:
-    vocabulary = vocabularies.train(
-        (text for e in examples['train'] for text in (e.inputs or '', e.targets)),
-        staging / VOCABULARY_FILE, settings['vocab_size'])
-    logging.info('Trained a vocabulary of %d pieces, %.1f s since the start.',
-                 vocabulary.size, time.monotonic() - start)
+    if imported is None:
+      vocabulary = vocabularies.train(
+          (text for e in examples['train'] for text in (e.inputs or '', e.targets)),
+          staging / VOCABULARY_FILE, settings['vocab_size'])
+    else:
+      tokenizers.copy(imported, staging / TOKENIZER_FOLDER)
+      vocabulary = tokenizers.load(staging / TOKENIZER_FOLDER)
+    logging.info('%s a vocabulary of %d pieces, %.1f s since the start.',
+                 'Trained' if imported is None else 'Imported', vocabulary.size,
+                 time.monotonic() - start)
     _warn_of_space_symbols(examples)
     _write_splits(staging, examples, dropped, vocabulary, settings, kind)
   logging.info("Prepared '%s' in %.1f s.", directory, time.monotonic() - start)
@@ -121,10 +130,12 @@ def pair_row(inputs: np.ndarray, targets: np.ndarray, reference: str,
                     document)
 
 
-def _settings(config: Any) -> dict[str, Any]:
+def _settings(config: Any, imported: Any) -> dict[str, Any]:
   """What the data depends on, as JSON gives it back."""
-  task = dict(config.task.items())
-  return json.loads(json.dumps({**task, 'seed': config.seed}))
+  settings = {**dict(config.task.items()), 'seed': config.seed}
+  if imported is not None:
+    settings['imported_vocabulary'] = imported.digest
+  return json.loads(json.dumps(settings))
 
 
 def _is_prepared(directory: pathlib.Path, settings: dict[str, Any]) -> bool:
@@ -140,8 +151,9 @@ def _is_prepared(directory: pathlib.Path, settings: dict[str, Any]) -> bool:
         name = key if key == 'seed' else f'task.{key}'
         raise ValueError(f"'{directory}' was prepared with {name} = {before.get(key)!r}, and "
                          f'now it is {settings.get(key)!r}; use another workdir.')
-  if not (directory / VOCABULARY_FILE).is_file():
-    raise ValueError(f"'{directory}' has lost its {VOCABULARY_FILE}; remove the folder to "
+  vocabulary = shards.read_metadata(directory, 'train').get('vocabulary', VOCABULARY_FILE)
+  if not (directory / vocabulary).exists():
+    raise ValueError(f"'{directory}' has lost its {vocabulary}; remove the folder to "
                      'prepare it again.')
   return True
 
@@ -186,12 +198,13 @@ def _write_splits(directory, examples, dropped, vocabulary, settings, kind) -> N
   # Imported here, so that bad settings and files are told without seconds of TensorFlow.
   from specdistill_jax.data import tasks  # pylint: disable=g-import-not-at-top
   metric = settings['metric'] or embedded.METRICS.get(settings['name'])
-  task = tasks.make(settings['name'], examples, str(vocabulary.path), metric)
+  task = tasks.make(settings['name'], examples, vocabulary, metric)
   for split in SPLITS:
     metadata = {
         'task': settings['name'], 'kind': kind, 'metric': metric, 'source': 'fixed',
         'vocab_size': vocabulary.size, 'vocabulary_digest': vocabulary.digest,
-        'vocabulary': VOCABULARY_FILE, 'max_length': settings['max_length'],
+        'vocabulary': vocabulary.path.relative_to(directory).parts[0],
+        'max_length': settings['max_length'],
         'prompt_length': settings['prompt_length'] if kind == splits.LANGUAGE_MODELLING else None,
         'num_examples': len(examples[split]),
         'dropped': dropped[split],  # filled while the rows are written
@@ -212,11 +225,14 @@ def _write_splits(directory, examples, dropped, vocabulary, settings, kind) -> N
 
 
 def _rows(tokenised: Iterable, settings: Mapping[str, Any],
-          vocabulary: vocabularies.Vocabulary, dropped: dict[str, int],
+          vocabulary: Any, dropped: dict[str, int],
           split: str) -> Iterator[shards.Row]:
   """Rows of a split; counts in `dropped` what gives none, by reason."""
   dropped.update(too_long=0, too_short=0)
+  prefix = np.array(vocabulary.prefix_ids, np.int32)
   for number, example in enumerate(tokenised):
+    first = 'inputs' if len(example.inputs) else 'targets'
+    example = example._replace(**{first: np.concatenate([prefix, getattr(example, first)])})
     logging.log_every_n_seconds(logging.INFO, '%s: %d examples tokenised', 10, split, number)
     if not len(example.inputs):
       rows = list(language_modelling_rows(
