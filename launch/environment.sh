@@ -25,6 +25,11 @@ _find_python() {
 }
 
 _install() {  # requirement files, as -r arguments
+  # uv does not read pip's settings: a local folder of wheels, such as torch's CPU build, would
+  # be passed over for the far larger build of the index.
+  if [ -n "${PIP_FIND_LINKS:-}" ]; then
+    export UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS// /,}}"
+  fi
   _say "installing into $_venv, $("$_venv/bin/python" --version); the first time takes minutes"
   if "$_venv/bin/python" -m pip install --quiet --disable-pip-version-check uv \
       && "$_venv/bin/uv" pip install --quiet --compile-bytecode \

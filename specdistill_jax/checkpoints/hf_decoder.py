@@ -218,6 +218,9 @@ def from_config(c: Config, hub: dict[str, Any] | None = None) -> dict[str, Any]:
                 'quantization_config', 'transformers_version', 'sliding_window_pattern'):
     hub.pop(stale, None)
   made = hub | _written(name, c) | dict(model_type=name, architectures=[ARCHITECTURES[name]])
+  if c.width % c.num_heads:
+    raise ValueError(f'transformers wants a width that its heads divide; the width is {c.width} '
+                     f'and there are {c.num_heads} heads')
   _check_same(name, _comparable(to_config(made)), _comparable(c))
   return made
 
@@ -248,6 +251,8 @@ def _written(name: str, c: Config) -> dict[str, Any]:
   common = dict(vocab_size=c.vocab_size + c.vocab_padding, tie_word_embeddings=c.tie_embeddings)
   activation = ACTIVATION_NAMES[c.activation]
   if name == 'gpt2':
+    # Its tanh is computed in another order than Gemma's; the last bits differ.
+    activation = {'gelu_pytorch_tanh': 'gelu_new'}.get(activation, activation)
     return common | dict(
         n_embd=c.width, n_layer=c.num_layers, n_head=c.num_heads, n_inner=c.mlp_width,
         n_positions=c.max_positions, layer_norm_epsilon=c.norm_eps,
