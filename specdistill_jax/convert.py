@@ -12,13 +12,16 @@ import sys
 
 from absl import flags
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string('source', None, 'Directory of the model.', flag_values=FLAGS)
-flags.DEFINE_string('destination', None, 'Directory to be made.', flag_values=FLAGS)
-flags.DEFINE_enum('dtype', None, ['float32', 'bfloat16'], 'Of the parameters that are written.',
-                  flag_values=FLAGS)
-flags.DEFINE_float('max_shard_gb', 5.0, 'Largest safetensors file, in 10^9 bytes.',
-                   lower_bound=1e-6, flag_values=FLAGS)
+
+def make_flags() -> flags.FlagValues:
+  values = flags.FlagValues()
+  flags.DEFINE_string('source', None, 'Directory of the model.', flag_values=values)
+  flags.DEFINE_string('destination', None, 'Directory to be made.', flag_values=values)
+  flags.DEFINE_enum('dtype', None, ['float32', 'bfloat16'],
+                    'Of the parameters that are written.', flag_values=values)
+  flags.DEFINE_float('max_shard_gb', 5.0, 'Largest safetensors file, in 10^9 bytes.',
+                     lower_bound=1e-6, flag_values=values)
+  return values
 
 
 def convert(source: str | pathlib.Path, destination: str | pathlib.Path, *,
@@ -52,19 +55,20 @@ def convert(source: str | pathlib.Path, destination: str | pathlib.Path, *,
 def main(argv: Sequence[str] | None = None) -> int:
   """The command. Returns the exit status: 0, or 2 after printing one `error:` line."""
   argv = list(sys.argv if argv is None else argv)
+  values = make_flags()
   if '--help' in argv:
-    print(f'{__doc__}\nflags:\n{FLAGS.get_help()}')
+    print(f'{__doc__}\nflags:\n{values.get_help()}')
     return 0
   try:
-    rest = FLAGS(argv)
+    rest = values(argv)
     if len(rest) > 1:
       raise ValueError(f'{rest[1]!r} is no flag; give --source and --destination')
     for name in ('source', 'destination'):
-      if not FLAGS[name].value:
+      if not values[name].value:
         raise ValueError(f'--{name} is missing; give --source=DIRECTORY and '
                          '--destination=DIRECTORY')
-    print(convert(FLAGS.source, FLAGS.destination, dtype=FLAGS.dtype,
-                  max_shard_bytes=int(FLAGS.max_shard_gb * 1e9)))
+    print(convert(values.source, values.destination, dtype=values.dtype,
+                  max_shard_bytes=int(values.max_shard_gb * 1e9)))
   except (ValueError, flags.Error) as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
     return 2

@@ -112,11 +112,13 @@ def _absolute(key: str, prefix: str) -> str:
   return key[1:] if key.startswith('/') else prefix + key
 
 
-def _prefix(table: Table, keys: Any) -> str:
+def _prefix(table: Table, reader: safetensors_io.Reader) -> str:
+  keys = reader.shapes
   for prefix in table.prefixes:
     if prefix + table.anchor in keys:
       return prefix
-  raise ValueError(f'the weights have no tensor {table.prefixes[0]}{table.anchor}; among their '
+  raise ValueError(f'the weights in {reader.directory} have no tensor '
+                   f'{table.prefixes[0]}{table.anchor}; among their '
                    f'{len(keys)} keys are {", ".join(sorted(keys)[:SHOWN])}: config.json says '
                    'another architecture than the weights')
 
@@ -143,6 +145,8 @@ def check(table: Table, places: list[_Place], prefix: str, reader: safetensors_i
   if told:
     raise ValueError(f'the weights in {reader.directory} do not fit the config: '
                      f'{"; ".join(told)}')
+  for key in wanted:
+    reader.dtype(key)  # refuses quantised weights, which a cast would read as numbers
   for copy, original in copies.items():
     if copy in reader.shapes:
       _check_equal(reader, copy, original)
@@ -175,7 +179,7 @@ def load(table: Table, reader: safetensors_io.Reader, abstract: Any, mesh: Mesh,
   Raises:
     ValueError: a tensor is missing, unknown, misshapen, or tied to one that it does not equal.
   """
-  prefix = _prefix(table, reader.shapes)
+  prefix = _prefix(table, reader)
   parameters = by_path(abstract)
   places = _places(table, prefix, parameters)
   check(table, places, prefix, reader)
