@@ -53,11 +53,11 @@ def write_json_tokenizer(directory, *, bos=True, **settings):
       eos_token={'__type': 'AddedToken', 'content': '</s>', 'special': True}, pad_token='<pad>') | settings))
 
 
-def write_sentencepiece(directory, name, **ids):
+def write_sentencepiece(directory, name, vocab_size, **ids):
   directory.mkdir(parents=True, exist_ok=True)
   with open(directory / name, 'wb') as file:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT), model_writer=file, vocab_size=60, minloglevel=2,
+        sentence_iterator=iter(TEXT), model_writer=file, vocab_size=vocab_size, minloglevel=2,
         model_type='unigram' if name == 'spiece.model' else 'bpe', **ids)
 
 
@@ -116,17 +116,18 @@ def test_special_tokens_fall_back_on_the_config(tmp_path):
 
 
 def test_sentencepiece_of_llama_and_of_t5(tmp_path):
-  write_sentencepiece(tmp_path / 'llama', 'tokenizer.model', unk_id=0, bos_id=1, eos_id=2)
+  write_sentencepiece(tmp_path / 'llama', 'tokenizer.model', 60, unk_id=0, bos_id=1, eos_id=2)
   (tmp_path / 'llama' / 'added_tokens.json').write_text(json.dumps({'<pad>': 60}))
   (tmp_path / 'llama' / 'tokenizer_config.json').write_text(json.dumps({'pad_token': '<pad>'}))
   llama = tokenizers.load(tmp_path / 'llama')
   assert (llama.size, llama.pad_id, llama.eos_id, llama.bos_id) == (61, 60, 2, 1)
   assert llama.prefix_ids == (1,)
   assert llama.decode([1, *llama.encode(SAMPLE), 2, 60, 60]) == SAMPLE
-  write_sentencepiece(tmp_path / 't5', 'spiece.model', pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+  write_sentencepiece(tmp_path / 't5', 'spiece.model', 34, pad_id=0, eos_id=1, unk_id=2,
+                      bos_id=-1)
   t5 = tokenizers.load(tmp_path / 't5')
-  assert (t5.size, t5.pad_id, t5.eos_id, t5.bos_id, t5.prefix_ids) == (160, 0, 1, None, ())
-  assert t5.decode([*t5.encode(SAMPLE), 1, 0, 159]) == SAMPLE
+  assert (t5.size, t5.pad_id, t5.eos_id, t5.bos_id, t5.prefix_ids) == (134, 0, 1, None, ())
+  assert t5.decode([*t5.encode(SAMPLE), 1, 0, 133]) == SAMPLE
   (tmp_path / 't5' / 'spiece.model').write_bytes(b'nothing')
   with pytest.raises(ValueError, match='spiece.model is not a SentencePiece model'):
     tokenizers.load(tmp_path / 't5')
@@ -161,13 +162,13 @@ def test_padded_vocabularies_share_their_real_tokens(pair, caplog):
   prompts = ['The quick', 'The old cow jumps over']
   settings = dict(max_new_tokens=6, temperature=0.0, key=jax.random.key(0))
   alone = api.generate(target, prompts, **settings).tokens
-  assert np.isin(alone, (310, 311)).all(), 'the test needs a padding id that wins'
+  assert np.isin(alone, (310, 311)).any(), 'the test needs a padding id that wins'
   api._say_shared.cache_clear()
   std_logging.getLogger('absl').setLevel('INFO')
   with caplog.at_level('INFO'):
     for _ in range(2):
       narrow, narrow_draft = api.check_same_vocabulary(target, draft)
-  said = [r.getMessage() for r in caplog.records if 'have' in r.getMessage() or '304' in r.getMessage()]
+  said = [record.getMessage() for record in caplog.records if '304' in record.getMessage()]
   assert len(said) == 1 and all(size in said[0] for size in ('320', '308', '304'))
   assert narrow.config.vocab_size == narrow_draft.config.vocab_size == 304
   ids = np.arange(7)[None]

@@ -119,8 +119,10 @@ class TokenizerVocabulary(seqio.Vocabulary):
     return self.tokenizer.decode(ids)
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    encode = lambda text: np.array(self.tokenizer.encode(text.decode()), np.int32)
-    ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
+    def encode(text):  # bytes in a graph, an array of them outside one
+      text = text.item() if isinstance(text, np.ndarray) else text
+      return np.array(self.tokenizer.encode(text.decode()), np.int32)
+    ids = tf.numpy_function(encode, [tf.convert_to_tensor(s)], tf.int32, stateful=False)
     return tf.ensure_shape(ids, [None])
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:

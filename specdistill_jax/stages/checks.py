@@ -104,6 +104,9 @@ TRAIN = dict(
     weight_decay=NOT_NEGATIVE, b1=DECAY, b2=DECAY, clip_norm=optional(POSITIVE), dropout=DECAY,
     log_every=whole(1), eval_every=whole(1), checkpoint_every=whole(1),
     keep_checkpoints=whole(1))
+# An imported model may be taken as it is.
+STEPS = lambda x: (None if _is_whole(x) and x >= 0
+                   else 'a whole number of at least 1, or 0 with init_from')
 SAMPLING = dict(top_k=optional(whole(1)), top_p=optional(SHARE))
 
 # A nested dict is a section; `anything` marks what another function looks into.
@@ -117,8 +120,8 @@ LEGAL = dict(
         train_files=_paths, validation_files=_paths,
         inputs_field=lambda x: None if isinstance(x, str) else 'a string', targets_field=text,
         metric=optional(one_of('accuracy', 'rouge2', 'bleu'))),
-    target=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=whole(0))),
-    draft=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=whole(0))),
+    target=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=STEPS)),
+    draft=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=STEPS)),
     distill=dict(
         objective=one_of(*OBJECTIVES), beta=INNER_FRACTION, data_source=one_of(*DATA_SOURCES),
         student_fraction=FRACTION, normalisation=one_of('sequence', 'token'),
