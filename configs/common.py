@@ -60,8 +60,18 @@ def model_stage() -> ml_collections.ConfigDict:
 def decoder() -> ml_collections.ConfigDict:
   """Fields of `models.decoder.DecoderConfig`; vocab_size comes from the task."""
   return ml_collections.ConfigDict(dict(
+      family='decoder',        # decoder | t5
       num_layers=4, width=256, num_heads=4, num_kv_heads=4, head_dim=64, mlp_width=704,
       tie_embeddings=True, dtype='float32',
+  ))
+
+
+def t5() -> ml_collections.ConfigDict:
+  """Fields of `models.t5.T5Config`; in place of `decoder()`, for target and draft alike."""
+  return ml_collections.ConfigDict(dict(
+      family='t5',
+      num_encoder_layers=4, num_decoder_layers=4, width=256, num_heads=4, head_dim=64,
+      mlp_width=512, gated_mlp=True, tie_embeddings=False, dtype='float32',
   ))
 
 

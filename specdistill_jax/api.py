@@ -51,7 +51,7 @@ def generate(target: base.Model, prompts: Sequence[Any], *, max_new_tokens: int,
   state = engine.prefill_autoregressive(
       module, prompts_bt, lengths_b, key, max_new_tokens=max_new_tokens)
   state = engine.decode_autoregressive(module, state, sampling=sampling)
-  return engine.generation(state, lengths_b, max_new_tokens=max_new_tokens)
+  return engine.generation(state, max_new_tokens=max_new_tokens)
 
 
 def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *, gamma: int,
@@ -74,7 +74,7 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
   """
   sampling = sampling_lib.Sampling(temperature, top_k, top_p)
   built_rule = rules.for_sampling(rule, epsilon, sampling)
-  target, drafter = check_same_vocabulary(target, drafter)
+  target, drafter = check_pair(target, drafter)
   prompts_bt, lengths_b = pad_prompts(target, prompts, max_new_tokens, prompt_width)
   module = target.module.unstacked()
   built_drafter = make_drafter(drafter, gamma=gamma, target_sampling=sampling,
@@ -83,7 +83,7 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
       module, built_drafter, prompts_bt, lengths_b, key, max_new_tokens=max_new_tokens)
   state = engine.decode_speculative(
       module, built_drafter, state, rule=built_rule, sampling=sampling)
-  return engine.generation(state, lengths_b, max_new_tokens=max_new_tokens)
+  return engine.generation(state, max_new_tokens=max_new_tokens)
 
 
 def make_drafter(model: base.Model, *, gamma: int, target_sampling: sampling_lib.Sampling,
@@ -100,6 +100,19 @@ def make_drafter(model: base.Model, *, gamma: int, target_sampling: sampling_lib
       sampling=sampling_lib.Sampling(temperature=0.0) if greedy else target_sampling)
 
 
+def check_pair(target: base.Model, drafter: base.Model) -> tuple[base.Model, base.Model]:
+  """The two models over the tokens that they share.
+
+  Raises unless the draft can speak for the target: one family, one vocabulary.
+  """
+  families = target.config.family, drafter.config.family
+  if families[0] != families[1]:
+    raise ValueError(f'the target is of the family {families[0]!r} and the draft of '
+                     f'{families[1]!r}; both must be of one family, since an encoder-decoder '
+                     'and a decoder read prompts differently')
+  return check_same_vocabulary(target, drafter)
+
+
 def check_same_vocabulary(target: base.Model, drafter: base.Model
                           ) -> tuple[base.Model, base.Model]:
   """The two models over the tokens that they share; raises unless these mean the same.
@@ -114,7 +127,8 @@ def check_same_vocabulary(target: base.Model, drafter: base.Model
   sizes = target.config.vocab_size, drafter.config.vocab_size
   if sizes[0] == sizes[1]:
     return target, drafter
-  if None in digests or target.vocabulary.size > min(sizes):
+  can_narrow = all(hasattr(model.module, 'narrowed') for model in (target, drafter))
+  if None in digests or target.vocabulary.size > min(sizes) or not can_narrow:
     raise ValueError(f'target has a vocabulary of {sizes[0]} tokens and draft one of {sizes[1]}; '
                      'speculative decoding needs the same one')
   shared = target.vocabulary.size

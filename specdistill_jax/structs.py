@@ -6,18 +6,31 @@ An array's name ends in its axes, one letter each: `logits_btv` is `[b, t, v]`.
   t  position fed in this call   k  key/value head       m  tree node
   s  cached or buffered slot     h  head width           l  layer
   d  model width                 f  MLP width            v  vocabulary
+  r  relative-position bucket
 
 Probabilities are kept as natural logarithms in float32. In training the two models are
 `student` and `teacher`, in decoding `drafter` and `target`.
 """
 
+import dataclasses
 from typing import Any, Protocol
 
 from flax import struct
 import jax
+import jax.numpy as jnp
 
 PAD_ID = 0
 EOS_ID = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Widths:
+  """The longest prompt and the longest completion in the data a batch comes from, in tokens.
+
+  Static: an encoder-decoder reads and writes buffers of these sizes, not of a whole row's.
+  """
+  prompt: int
+  completion: int
 
 
 @struct.dataclass
@@ -33,11 +46,40 @@ class Batch:
     loss_mask_bt: float32, 1 on tokens to be predicted, 0 elsewhere.
     prompt_lengths_b: int32, tokens of the prompt.
     lengths_b: int32, tokens of prompt and completion together.
+    widths: bounds on prompts and completions; None: none tighter than the row is known.
   """
   tokens_bt: jax.Array
   loss_mask_bt: jax.Array
   prompt_lengths_b: jax.Array
   lengths_b: jax.Array
+  widths: Widths | None = struct.field(pytree_node=False, default=None)
+
+
+def labels_and_mask(tokens_bt, loss_mask_bt):
+  """Labels and mask moved onto the position that predicts them.
+
+  The logits of position t predict token t + 1. The last position predicts nothing, and the
+  first token is never predicted, whatever its mask.
+  """
+  labels_bt = jnp.roll(tokens_bt, -1, axis=1)
+  mask_bt = jnp.roll(loss_mask_bt, -1, axis=1).at[:, -1].set(0)
+  return labels_bt, mask_bt.astype(jnp.float32)
+
+
+@struct.dataclass
+class Supervision:
+  """What a model makes of a `Batch` in training: features, and what they are to predict.
+
+  Where a position stands in the row is the model's affair; models of one family agree on it.
+
+  Attributes:
+    features_btd: what the model's head reads, `model.logits(features_btd)`.
+    labels_bt: int32, the token that each position predicts.
+    mask_bt: float32, 1 where that is to be learnt.
+  """
+  features_btd: jax.Array
+  labels_bt: jax.Array
+  mask_bt: jax.Array
 
 
 @struct.dataclass
@@ -54,6 +96,23 @@ class TargetOutput:
   cache: Any
 
 
+@struct.dataclass
+class Start:
+  """Where a model begins to decode, given the user's prompts.
+
+  A decoder is fed the prompts themselves. An encoder-decoder reads them once, here, and its
+  decoder begins with a start token.
+
+  Attributes:
+    tokens_bt: int32, the decoder's first tokens, right-padded.
+    lengths_b: int32, how many of them are real.
+    memory: what the decoder looks at all along and never changes, or None.
+  """
+  tokens_bt: jax.Array
+  lengths_b: jax.Array
+  memory: Any = None
+
+
 class TargetFn(Protocol):
   """A model with its parameters bound: the one seam between algorithms and networks.
 
@@ -65,6 +124,20 @@ class TargetFn(Protocol):
 
   def __call__(self, tokens_bt: jax.Array, positions_bt: jax.Array,
                mask_bts: jax.Array, cache: Any) -> TargetOutput:
+    ...
+
+
+class Decodable(TargetFn, Protocol):
+  """A `TargetFn` that can begin: what the decoding loops need to know of a model.
+
+  The memory travels in the cache, so that a loop's state is all that changes hands between
+  prefill and decoding, and parameters are never copied.
+  """
+
+  def start(self, prompts_bt: jax.Array, prompt_lengths_b: jax.Array) -> Start:
+    ...
+
+  def init_cache(self, batch: int, num_slots: int, memory: Any = None) -> Any:
     ...
 
 
@@ -142,9 +215,10 @@ class DecodeState:
 class Drafter(Protocol):
   """What proposes. Implementations are pytrees of parameters with static settings.
 
-  `prefill` gives the drafter's state after the prompts; `propose` drafts `gamma` tokens after
-  each row's last committed token; `commit` gives the drafter's state on the accepted prefix,
-  `state` already holding the new tokens.
+  `prefill` gives the drafter's state after the user's prompts, for `slots` decoded positions
+  (those of `state.tokens_bs`, a decoder's prompts included); `propose` drafts `gamma` tokens
+  after each row's last committed token; `commit` gives the drafter's state on the accepted
+  prefix, `state` already holding the new tokens.
   """
   gamma: int
 

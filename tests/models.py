@@ -1,9 +1,11 @@
-"""Tiny decoders that several tests share."""
+"""Tiny models that several tests share."""
 
 import jax
 
 from specdistill_jax.models import base
 from specdistill_jax.models import decoder
+from specdistill_jax.models import families
+from specdistill_jax.models import t5
 
 VOCAB = 19
 
@@ -27,8 +29,23 @@ def config(**fields):
 
 def tiny(seed=0, *, scale=1.0, **fields):
   """A random decoder; `scale` above 1 sharpens its predictions."""
-  built = config(**fields)
-  module = jax.jit(decoder.init, static_argnums=0)(built, jax.random.key(seed))
+  return _random(config(**fields), seed, scale)
+
+
+def t5_config(**fields):
+  defaults = dict(vocab_size=VOCAB, num_encoder_layers=2, num_decoder_layers=2, width=16,
+                  num_heads=2, head_dim=8, mlp_width=24, relative_buckets=8,
+                  relative_max_distance=12, dtype='float32')
+  return t5.T5Config(**{**defaults, **fields})
+
+
+def tiny_t5(seed=0, *, scale=1.0, **fields):
+  """A random T5; its few buckets grow logarithmically within the tests' short rows."""
+  return _random(t5_config(**fields), seed, scale)
+
+
+def _random(built, seed, scale):
+  module = jax.jit(families.init, static_argnums=0)(built, jax.random.key(seed))
   module = jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, module)
   return base.Model(module, built)
 

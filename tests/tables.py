@@ -28,7 +28,11 @@ class TableModel:
   """`logits_vvv[first, second]` are the logits after the tokens first, second."""
   logits_vvv: jax.Array
 
-  def init_cache(self, batch, num_slots):
+  def start(self, prompts_bt, prompt_lengths_b):
+    return structs.Start(prompts_bt, prompt_lengths_b)
+
+  def init_cache(self, batch, num_slots, memory=None):
+    del memory
     # A token that no prompt holds: reading a slot that was never written shows.
     return TableCache(jnp.zeros((batch, num_slots), jnp.int32), jnp.zeros((batch,), jnp.int32))
 

@@ -47,6 +47,7 @@ WRONG = [
     ('target.model.num_kv_heads', 3, 'multiple'),
     ('target.model.head_dim', 7, 'even'),
     ('target.model.dtype', 'float16', 'bfloat16'),
+    ('target.model.family', 'T5', 'one of decoder, t5'),
     ('task.name', 'stdlib_doc', 'stdlib_docs'),
     ('task.prompt_length', 96, 'below'),
     ('task.validation_fraction', 1.0, 'below 1'),
@@ -93,6 +94,20 @@ def test_misspelt_field(section, name, meant):
   place(config, f'{section}.{name}'.lstrip('.'), 1)
   sentence = refused(config)
   assert name in sentence and f'did you mean {meant}' in sentence
+
+
+def test_models_have_the_fields_of_their_family_and_one_family():
+  config = common.study('x')
+  config.target.model, config.draft.model = common.t5(), common.t5()
+  checks.check(config)
+  config.target.model.relative_buckets = 6
+  assert 'relative_buckets is 6; it must be a multiple of 4' in refused(config)
+  config.target.model = common.t5()
+  config.target.model.num_layers = 3
+  assert 'no field target.model.num_layers; did you mean num_' in refused(config)
+  config.target.model = common.decoder()
+  sentence = refused(config)
+  assert "'decoder'" in sentence and "'t5'" in sentence and 'family' in sentence
 
 
 def test_missing_field_and_section():

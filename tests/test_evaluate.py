@@ -6,7 +6,7 @@ import pytest
 import studies
 from specdistill_jax.checkpoints import store
 from specdistill_jax.evaluation import rows
-from specdistill_jax.models import decoder
+from specdistill_jax.models import families
 from specdistill_jax.stages import checks
 from specdistill_jax.stages import distill
 from specdistill_jax.stages import evaluate
@@ -25,8 +25,8 @@ def study():
 
 def save(directory, section, seed):
   """An untrained model, as a training run would leave it."""
-  config = decoder.DecoderConfig(vocab_size=studies.VOCAB_SIZE, **section.model)
-  module = jax.jit(decoder.init, static_argnums=0)(config, jax.random.key(seed))
+  config = families.config(section.model, vocab_size=studies.VOCAB_SIZE)
+  module = jax.jit(families.init, static_argnums=0)(config, jax.random.key(seed))
   store.write_model_file(directory, config)
   with store.Store(directory) as checkpoints:
     checkpoints.save(1, module, {'count': jax.numpy.int32(1)}, {})

@@ -54,7 +54,7 @@ def _sample(draft, gamma, sampling, draft_sampling, prompt, rule, new_tokens=NEW
   state = engine.prefill_speculative(TARGET, drafter, prompts_bt, lengths_b, jax.random.key(7),
                                      max_new_tokens=new_tokens)
   state = engine.decode_speculative(TARGET, drafter, state, rule=rule, sampling=sampling)
-  return engine.generation(state, lengths_b, max_new_tokens=new_tokens)
+  return engine.generation(state, max_new_tokens=new_tokens)
 
 
 def _p_value(case, rule):

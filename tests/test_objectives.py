@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from specdistill_jax import structs
 from specdistill_jax.losses import divergences
 from specdistill_jax.losses import objectives
 
@@ -84,13 +85,13 @@ def test_end_token_is_learnt_and_padding_is_not():
   """The end token was masked out in a public trainer because padding had the same id."""
   tokens = jnp.array([[5, 6, 1, 1, 1], [5, 6, 7, 8, 1]])
   loss_mask = jnp.array([[0, 1, 1, 0, 0], [0, 1, 1, 1, 1]], jnp.float32)
-  labels, mask = objectives.labels_and_mask(tokens, loss_mask)
+  labels, mask = structs.labels_and_mask(tokens, loss_mask)
   np.testing.assert_array_equal(mask, [[1, 1, 0, 0, 0], [1, 1, 1, 1, 0]])
   np.testing.assert_array_equal(labels[mask > 0], [6, 1, 6, 7, 8, 1])
 
 
 def test_first_token_is_never_predicted():
-  _, mask = objectives.labels_and_mask(jnp.array([[5, 6, 1]]), jnp.ones((1, 3)))
+  _, mask = structs.labels_and_mask(jnp.array([[5, 6, 1]]), jnp.ones((1, 3)))
   np.testing.assert_array_equal(mask, [[1, 1, 0]])
 
 

@@ -14,14 +14,16 @@ import jax
 from jax.sharding import Mesh
 
 from specdistill_jax import sharding
+from specdistill_jax import structs
 from specdistill_jax.checkpoints import hf_decoder
+from specdistill_jax.checkpoints import hf_t5
 from specdistill_jax.checkpoints import key_tables
 from specdistill_jax.checkpoints import safetensors_io
 from specdistill_jax.data import tokenizers
 from specdistill_jax.models import base
 
 CONFIG_FILE = 'config.json'
-MODULES = (hf_decoder,)
+MODULES = (hf_decoder, hf_t5)
 DTYPES = ('float32', 'bfloat16')
 
 
@@ -104,13 +106,18 @@ def _family(hub, directory):
 def _config(family, hub, directory, vocabulary, overrides):
   """Our config: the family's, the end tokens, and the dtype of the file for activations."""
   path = directory / CONFIG_FILE
-  fields = dict(eos_id=_ends(hub, vocabulary),
-                dtype='float32' if _dtype(hub) == 'float32' else 'bfloat16')
+  fields = dict(dtype='float32' if _dtype(hub) == 'float32' else 'bfloat16')
+  ends = _ends(hub, vocabulary)
+  if 'eos_id' in family.CONFIG.__dataclass_fields__:
+    fields['eos_id'] = ends
+  elif ends not in (structs.EOS_ID, ()):
+    raise ValueError(f'{path}: eos_token_id is {ends}; rows of this family end with '
+                     f'{structs.EOS_ID}')
   config = family.to_config(hub, path, **(fields | overrides))
-  if vocabulary is not None and vocabulary.size > config.vocab_size + config.vocab_padding:
-    raise ValueError(
-        f'the tokenizer of {directory} has {vocabulary.size} ids and the embedding '
-        f'{config.vocab_size + config.vocab_padding} rows: they do not belong together')
+  rows = config.vocab_size + getattr(config, 'vocab_padding', 0)
+  if vocabulary is not None and vocabulary.size > rows:
+    raise ValueError(f'the tokenizer of {directory} has {vocabulary.size} ids and the embedding '
+                     f'{rows} rows: they do not belong together')
   return config
 
 
@@ -167,7 +174,7 @@ def save(model: base.Model, directory: pathlib.Path | str, *, dtype: str | None 
 
 def _tokens(model) -> dict[str, Any]:
   """Special tokens for config.json; what the model came with stays."""
-  ends = model.config.eos_id
+  ends = getattr(model.config, 'eos_id', structs.EOS_ID)
   tokens = dict(eos_token_id=list(ends) or None if isinstance(ends, tuple) else ends)
   if model.hub_config is None:
     vocabulary = model.vocabulary

@@ -53,12 +53,14 @@ class Table:
       which it has `anchor`.
     anchor: a key that each file has.
     copies: (key, original): a tied tensor that files may repeat, if it is equal.
+    fallbacks: (key, other): where a file lacks the first, it equals the second.
     ignored: patterns of tensors that are no weights, such as stored masks.
   """
   entries: tuple[Entry, ...]
   prefixes: tuple[str, ...]
   anchor: str
   copies: tuple[tuple[str, str], ...] = ()
+  fallbacks: tuple[tuple[str, str], ...] = ()
   ignored: tuple[str, ...] = ()
 
 
@@ -182,6 +184,9 @@ def load(table: Table, reader: safetensors_io.Reader, abstract: Any, mesh: Mesh,
   prefix = _prefix(table, reader)
   parameters = by_path(abstract)
   places = _places(table, prefix, parameters)
+  others = {_absolute(key, prefix): _absolute(other, prefix) for key, other in table.fallbacks}
+  places = [place if place.key in reader.shapes or place.key not in others
+            else place._replace(key=others[place.key]) for place in places]
   check(table, places, prefix, reader)
   layouts = by_path(sharding.parameter_shardings(abstract, mesh))
   by_name = {name: [place for place in places if place.entry.name == name]

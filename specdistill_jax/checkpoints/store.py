@@ -21,11 +21,11 @@ import orbax.checkpoint as ocp
 from specdistill_jax import sharding
 from specdistill_jax.data import tokenizers
 from specdistill_jax.models import base
-from specdistill_jax.models import decoder
+from specdistill_jax.models import families
 
 MODEL_FILE = 'model.json'
 _ITEMS = ('params', 'optimizer', 'data')
-_KINDS = {'decoder': (decoder.DecoderConfig, decoder.init)}
+_KINDS = families.FAMILIES
 
 
 class Store:

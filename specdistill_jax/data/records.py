@@ -51,8 +51,12 @@ def check(row: Row, split: str, index: int, metadata: Mapping[str, Any]) -> None
                      '(The first token counts for nothing, it is never predicted.)')
 
 
-def collate(batch: Sequence[Row], max_length: int, split: str) -> structs.Batch:
-  """Pads rows to `[b, max_length]`. Raises ValueError where no token of any is to be learnt."""
+def collate(batch: Sequence[Row], max_length: int, split: str,
+            widths: structs.Widths | None = None) -> structs.Batch:
+  """Pads rows to `[b, max_length]`. Raises ValueError where no token of any is to be learnt.
+
+  `widths` are those of all the data, so that batches share a compilation; None: unknown.
+  """
   shape = (len(batch), max_length)
   tokens_bt = np.full(shape, structs.PAD_ID, np.int32)
   loss_mask_bt = np.zeros(shape, np.float32)
@@ -65,7 +69,13 @@ def collate(batch: Sequence[Row], max_length: int, split: str) -> structs.Batch:
   return structs.Batch(
       tokens_bt=tokens_bt, loss_mask_bt=loss_mask_bt,
       prompt_lengths_b=np.array([row.prompt_length for row in batch], np.int32),
-      lengths_b=np.array([len(row.tokens) for row in batch], np.int32))
+      lengths_b=np.array([len(row.tokens) for row in batch], np.int32), widths=widths)
+
+
+def widths(rows: Sequence[Row]) -> structs.Widths:
+  """The longest prompt and the longest completion among `rows`."""
+  return structs.Widths(max(row.prompt_length for row in rows),
+                        max(len(row.tokens) - row.prompt_length for row in rows))
 
 
 def pack(row: Row) -> bytes:

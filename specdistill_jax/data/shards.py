@@ -16,6 +16,7 @@ from array_record.python import array_record_module
 import grain
 import numpy as np
 
+from specdistill_jax import structs
 from specdistill_jax.data import records
 
 SOURCES = ('fixed', 'target', 'draft')
@@ -35,7 +36,7 @@ def write(directory: str | os.PathLike, split: str, rows: Iterable[Row],
     rows: at least one.
     metadata: at least vocab_size, vocabulary_digest, max_length and source (fixed | target |
       draft); what JSON can hold. Added here: num_rows, num_tokens, num_loss_tokens,
-      longest_row, files.
+      longest_row, longest_prompt, longest_completion, files.
 
   Raises:
     ValueError: the split is there already, there is no row, or a row is unfit.
@@ -46,7 +47,8 @@ def write(directory: str | os.PathLike, split: str, rows: Iterable[Row],
     raise ValueError(f"'{directory}' already holds the split '{split}'; it is not overwritten. "
                      'Remove it, or write elsewhere.')
   directory.mkdir(parents=True, exist_ok=True)
-  counts = dict(num_rows=0, num_tokens=0, num_loss_tokens=0, longest_row=0)
+  counts = dict(num_rows=0, num_tokens=0, num_loss_tokens=0, longest_row=0, longest_prompt=0,
+                longest_completion=0)
   files, numbered = [], enumerate(rows)
   for first in numbered:
     path = directory / f'{split}-{len(files):05d}.array_record'
@@ -60,6 +62,9 @@ def write(directory: str | os.PathLike, split: str, rows: Iterable[Row],
         counts['num_tokens'] += len(row.tokens)
         counts['num_loss_tokens'] += int(row.loss_mask[1:].sum())
         counts['longest_row'] = max(counts['longest_row'], len(row.tokens))
+        counts['longest_prompt'] = max(counts['longest_prompt'], row.prompt_length)
+        counts['longest_completion'] = max(counts['longest_completion'],
+                                           len(row.tokens) - row.prompt_length)
     finally:
       writer.close()
     os.replace(f'{path}.incomplete', path)
@@ -148,9 +153,12 @@ def batches(directory: str | os.PathLike, split: str, *, batch_size: int, max_le
     ValueError: arguments that cannot be met; while iterating, a batch without any token to
       learn.
   """
-  source = rows(directory, split)
-  _check_batching(source, batch_size, max_length, read_metadata(directory, split),
-                  process_index, process_count, drop_remainder)
+  source, metadata = rows(directory, split), read_metadata(directory, split)
+  _check_batching(source, batch_size, max_length, metadata, process_index, process_count,
+                  drop_remainder)
+  # Shards of older workdirs did not count them; then rows are read at their full width.
+  widths = (structs.Widths(metadata['longest_prompt'], metadata['longest_completion'])
+            if 'longest_prompt' in metadata else None)
   dataset = grain.MapDataset.source(source).seed(seed)
   if shuffle:
     dataset = dataset.shuffle()
@@ -159,7 +167,7 @@ def batches(directory: str | os.PathLike, split: str, *, batch_size: int, max_le
     dataset = dataset[:len(source) // batch_size * batch_size]
   dataset = dataset[process_index::process_count].batch(
       batch_size // process_count, drop_remainder=drop_remainder,
-      batch_fn=lambda batch: records.collate(batch, max_length, split))
+      batch_fn=lambda batch: records.collate(batch, max_length, split, widths))
   dataset = dataset.repeat(num_epochs)
   return iter(dataset.to_iter_dataset(
       grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))

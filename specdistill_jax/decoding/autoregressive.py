@@ -11,13 +11,12 @@ from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.decoding import state as state_lib
 
 
-def prefill(target_fn: structs.TargetFn, cache, prompts_bt: jax.Array,
-            prompt_lengths_b: jax.Array, key: jax.Array, *,
-            max_new_tokens: int) -> structs.DecodeState:
-  """Reads the prompts. `cache` needs `state.num_slots(t, max_new_tokens, 0)` slots."""
-  slots = state_lib.num_slots(prompts_bt.shape[1], max_new_tokens, 0)
-  output = state_lib.prefill_cache(target_fn, cache, prompts_bt, prompt_lengths_b, slots)
-  return state_lib.init(prompts_bt, prompt_lengths_b, key, output.cache,
+def prefill(target: structs.Decodable, prompts_bt: jax.Array, prompt_lengths_b: jax.Array,
+            key: jax.Array, *, max_new_tokens: int) -> structs.DecodeState:
+  """Reads the prompts."""
+  start, output = state_lib.read_prompts(
+      target, prompts_bt, prompt_lengths_b, state_lib.num_slots(0, max_new_tokens, 0))
+  return state_lib.init(start.tokens_bt, start.lengths_b, key, output.cache,
                         max_new_tokens=max_new_tokens, gamma=0)
 
 
@@ -47,11 +46,9 @@ def decode(target_fn: structs.TargetFn, state: structs.DecodeState, *,
                             lambda state: step(target_fn, state, sampling, eos_id), state)
 
 
-def generate(target_fn: structs.TargetFn, cache, prompts_bt: jax.Array,
-             prompt_lengths_b: jax.Array, key: jax.Array, *,
-             sampling: sampling_lib.Sampling, max_new_tokens: int,
+def generate(target: structs.Decodable, prompts_bt: jax.Array, prompt_lengths_b: jax.Array,
+             key: jax.Array, *, sampling: sampling_lib.Sampling, max_new_tokens: int,
              eos_id: int | tuple[int, ...] = structs.EOS_ID) -> structs.DecodeState:
   """`prefill` then `decode`; traceable, for use inside a larger jitted function."""
-  state = prefill(target_fn, cache, prompts_bt, prompt_lengths_b, key,
-                  max_new_tokens=max_new_tokens)
-  return decode(target_fn, state, sampling=sampling, eos_id=eos_id)
+  state = prefill(target, prompts_bt, prompt_lengths_b, key, max_new_tokens=max_new_tokens)
+  return decode(target, state, sampling=sampling, eos_id=eos_id)

@@ -13,19 +13,17 @@ from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.decoding import state as state_lib
 
 
-def prefill(target_fn: structs.TargetFn, cache, drafter: structs.Drafter, prompts_bt: jax.Array,
+def prefill(target: structs.Decodable, drafter: structs.Drafter, prompts_bt: jax.Array,
             prompt_lengths_b: jax.Array, key: jax.Array, *,
             max_new_tokens: int) -> structs.DecodeState:
-  """Reads the prompts into both models.
-
-  `cache` needs `state.num_slots(t, max_new_tokens, drafter.gamma)` slots.
-  """
-  slots = state_lib.num_slots(prompts_bt.shape[1], max_new_tokens, drafter.gamma)
-  output = state_lib.prefill_cache(target_fn, cache, prompts_bt, prompt_lengths_b, slots)
-  state = state_lib.init(prompts_bt, prompt_lengths_b, key, output.cache,
+  """Reads the prompts into both models."""
+  start, output = state_lib.read_prompts(
+      target, prompts_bt, prompt_lengths_b,
+      state_lib.num_slots(0, max_new_tokens, drafter.gamma))
+  state = state_lib.init(start.tokens_bt, start.lengths_b, key, output.cache,
                          max_new_tokens=max_new_tokens, gamma=drafter.gamma)
-  return state.replace(
-      drafter_state=drafter.prefill(prompts_bt, prompt_lengths_b, output, slots))
+  return state.replace(drafter_state=drafter.prefill(
+      prompts_bt, prompt_lengths_b, output, state.tokens_bs.shape[1]))
 
 
 def verify(target_fn: structs.TargetFn, state: structs.DecodeState, proposal: structs.Proposal,

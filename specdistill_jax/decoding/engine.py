@@ -1,14 +1,13 @@
 """The jitted entry points: prefill and decode, apart, so that each can be timed alone.
 
-A `module` is any pytree that is a `structs.TargetFn` and has `init_cache(batch, num_slots)`.
-States are donated: a decode call overwrites the buffers that prefill made. Rows end with the
-module's own `eos_id` unless a call names another.
+A `module` is a `structs.Decodable`: any pytree that is a `structs.TargetFn` and says where it
+begins. Encoding prompts belongs to prefill. States are donated: a decode call overwrites the
+buffers that prefill made. Rows end with the module's own `eos_id` unless a call names another.
 """
 
 import functools
 
 import jax
-import jax.numpy as jnp
 
 from specdistill_jax import structs
 from specdistill_jax.decoding import autoregressive
@@ -17,11 +16,10 @@ from specdistill_jax.decoding import state as state_lib
 
 
 @functools.partial(jax.jit, static_argnames=('max_new_tokens',))
-def prefill_autoregressive(module, prompts_bt: jax.Array, prompt_lengths_b: jax.Array,
-                           key: jax.Array, *, max_new_tokens: int) -> structs.DecodeState:
-  b, t = prompts_bt.shape
-  cache = module.init_cache(b, state_lib.num_slots(t, max_new_tokens, 0))
-  return autoregressive.prefill(module, cache, prompts_bt, prompt_lengths_b, key,
+def prefill_autoregressive(module: structs.Decodable, prompts_bt: jax.Array,
+                           prompt_lengths_b: jax.Array, key: jax.Array, *,
+                           max_new_tokens: int) -> structs.DecodeState:
+  return autoregressive.prefill(module, prompts_bt, prompt_lengths_b, key,
                                 max_new_tokens=max_new_tokens)
 
 
@@ -33,27 +31,24 @@ def decode_autoregressive(module, state: structs.DecodeState, *, sampling,
 
 
 @functools.partial(jax.jit, static_argnames=('max_new_tokens',))
-def prefill_speculative(module, drafter: structs.Drafter, prompts_bt: jax.Array,
-                        prompt_lengths_b: jax.Array, key: jax.Array, *,
+def prefill_speculative(module: structs.Decodable, drafter: structs.Drafter,
+                        prompts_bt: jax.Array, prompt_lengths_b: jax.Array, key: jax.Array, *,
                         max_new_tokens: int) -> structs.DecodeState:
-  b, t = prompts_bt.shape
-  cache = module.init_cache(b, state_lib.num_slots(t, max_new_tokens, drafter.gamma))
-  return chain.prefill(module, cache, drafter, prompts_bt, prompt_lengths_b, key,
+  return chain.prefill(module, drafter, prompts_bt, prompt_lengths_b, key,
                        max_new_tokens=max_new_tokens)
 
 
 @functools.partial(jax.jit, static_argnames=('rule', 'sampling', 'eos_id'),
                    donate_argnames=('state',))
 def decode_speculative(module, drafter: structs.Drafter, state: structs.DecodeState, *, rule,
-                       sampling, eos_id: int | tuple[int, ...] | None = None) -> structs.DecodeState:
+                       sampling, eos_id: int | tuple[int, ...] | None = None
+                       ) -> structs.DecodeState:
   eos_id = state_lib.end_ids(module) if eos_id is None else eos_id
   return chain.decode(module, drafter, state, rule=rule, sampling=sampling, eos_id=eos_id)
 
 
 @functools.partial(jax.jit, static_argnames=('max_new_tokens',))
-def generation(state: structs.DecodeState, prompt_lengths_b: jax.Array, *,
-               max_new_tokens: int) -> structs.Generation:
+def generation(state: structs.DecodeState, *, max_new_tokens: int) -> structs.Generation:
   """The new tokens of a finished state, padded to `max_new_tokens`."""
-  index_bs = prompt_lengths_b[:, None] + jnp.arange(max_new_tokens)[None]
-  tokens = jnp.take_along_axis(state.tokens_bs, index_bs, axis=1)
-  return structs.Generation(tokens=tokens, lengths=state.stats.emitted_b, stats=state.stats)
+  return structs.Generation(tokens=state_lib.new_tokens(state, max_new_tokens),
+                            lengths=state.stats.emitted_b, stats=state.stats)

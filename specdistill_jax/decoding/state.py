@@ -10,8 +10,9 @@ from specdistill_jax.decoding import sampling
 def num_slots(prompt_width: int, max_new_tokens: int, gamma: int) -> int:
   """Slots that buffers and caches need: the longest row and the longest write past its end.
 
-  A row that has finished keeps taking part in the batch's calls, so a write of gamma + 1
-  tokens (2 for a drafter that catches up) can start at the longest length.
+  `prompt_width` is that of the model's first tokens (`structs.Start`). A row that has finished
+  keeps taking part in the batch's calls, so a write of gamma + 1 tokens (2 for a drafter that
+  catches up) can start at the longest length.
   """
   return prompt_width + max_new_tokens + max(gamma + 1, 2)
 
@@ -48,6 +49,19 @@ def prefill_cache(target_fn: structs.TargetFn, cache, prompts_bt: jax.Array,
   return output.replace(cache=output.cache.rollback(prompt_lengths_b - 1))
 
 
+def read_prompts(model: structs.Decodable, prompts_bt: jax.Array, prompt_lengths_b: jax.Array,
+                 room: int) -> tuple[structs.Start, structs.TargetOutput]:
+  """Encodes prompts where the model does that, and fills a cache with what it begins with.
+
+  Args:
+    room: slots beyond the model's first tokens.
+  """
+  start = model.start(prompts_bt, prompt_lengths_b)
+  b, t = start.tokens_bt.shape
+  cache = model.init_cache(b, t + room, start.memory)
+  return start, prefill_cache(model, cache, start.tokens_bt, start.lengths_b, t + room)
+
+
 def block_positions(length_b: jax.Array, num_tokens: int, slots: int):
   """Positions and mask of a causal block fed at each row's own length.
 
@@ -60,6 +74,13 @@ def block_positions(length_b: jax.Array, num_tokens: int, slots: int):
 def last_tokens(state: structs.DecodeState) -> jax.Array:
   """The root of each row: its last committed token, int32 `[b]`."""
   return jnp.take_along_axis(state.tokens_bs, state.lengths_b[:, None] - 1, axis=1)[:, 0]
+
+
+def new_tokens(state: structs.DecodeState, max_new_tokens: int) -> jax.Array:
+  """What was decoded after each row's first tokens, int32 `[b, max_new_tokens]`, padded."""
+  begin_b = state.lengths_b - state.stats.emitted_b
+  index_bs = begin_b[:, None] + jnp.arange(max_new_tokens)[None]
+  return jnp.take_along_axis(state.tokens_bs, index_bs, axis=1)
 
 
 def end_ids(target_fn: structs.TargetFn) -> int | tuple[int, ...]:

@@ -22,7 +22,7 @@ class LMDrafter:
   """Drafts by sampling a small model autoregressively.
 
   Attributes:
-    module: the draft model, layers unrolled; a `structs.TargetFn` with `init_cache`.
+    module: the draft model, layers unrolled; a `structs.Decodable` of the target's family.
     gamma: tokens drafted a cycle.
     sampling: the law drafted from. The target's own sampling for `sampled` drafts;
       temperature 0 for `greedy` ones, whose law is one-hot.
@@ -32,11 +32,12 @@ class LMDrafter:
   sampling: sampling_lib.Sampling = struct.field(pytree_node=False)
 
   def prefill(self, prompts_bt, prompt_lengths_b, target_output, slots):
-    """Reads the prompts; the target's features are of no use here."""
+    """Reads the prompts, with its own encoder if it has one; the target's features don't help."""
     del target_output
-    cache = self.module.init_cache(prompts_bt.shape[0], slots)
+    start = self.module.start(prompts_bt, prompt_lengths_b)
+    cache = self.module.init_cache(prompts_bt.shape[0], slots, start.memory)
     return state_lib.prefill_cache(
-        self.module, cache, prompts_bt, prompt_lengths_b, slots).cache
+        self.module, cache, start.tokens_bt, start.lengths_b, slots).cache
 
   def propose(self, state, key_b):
     slots = state.tokens_bs.shape[1]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specdistill_jax import structs
 from specdistill_jax.decoding import sampling as sampling_lib
 
 
@@ -26,30 +27,34 @@ def overlap(target_log_probs_btv: jax.Array, draft_log_probs_btv: jax.Array) -> 
   return jnp.sum(jnp.exp(smaller.astype(jnp.float32)), axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames=('sampling',))
+@functools.partial(jax.jit, static_argnames=('sampling', 'widths'))
 def alpha_counts(target, drafter, tokens_bt: jax.Array, prompt_lengths_b: jax.Array,
-                 lengths_b: jax.Array, *, sampling: sampling_lib.Sampling) -> jax.Array:
+                 lengths_b: jax.Array, *, sampling: sampling_lib.Sampling,
+                 widths: structs.Widths | None = None) -> jax.Array:
   """Teacher-forces both models on continuations drawn from the target.
 
   Args:
-    target: a pytree with `causal(tokens_bt) -> TargetOutput`; likewise `drafter`.
+    target: a module with `supervise` and `logits`; likewise `drafter`, of the same family.
     tokens_bt: prompts and their continuations, right-padded.
     prompt_lengths_b: tokens of each prompt, at least 1.
     lengths_b: tokens of prompt and continuation together.
     sampling: the law both are compared under; at temperature 0 both are one-hot.
+    widths: bounds on prompts and continuations, if known.
 
   Returns:
     `[b, 2]` float32: the sum of `overlap` over a row's continuation, and its token count.
   """
-  target_btv = sampling_lib.warp(target.causal(tokens_bt).logits_btv, sampling)
-  draft_btv = sampling_lib.warp(drafter.causal(tokens_bt).logits_btv, sampling)
-  # The logits at position t predict token t + 1.
-  predicted_t = jnp.arange(1, tokens_bt.shape[1] + 1)
-  counted_bt = ((predicted_t >= prompt_lengths_b[:, None])
-                & (predicted_t < lengths_b[:, None]))
-  overlap_bt = jnp.where(counted_bt, overlap(target_btv, draft_btv), 0.0)
-  return jnp.stack([jnp.sum(overlap_bt, axis=1),
-                    jnp.sum(counted_bt, axis=1).astype(jnp.float32)], axis=1)
+  position_t = jnp.arange(tokens_bt.shape[1])
+  is_new_bt = (position_t >= prompt_lengths_b[:, None]) & (position_t < lengths_b[:, None])
+  batch = structs.Batch(tokens_bt, is_new_bt.astype(jnp.float32), prompt_lengths_b, lengths_b,
+                        widths)
+  target_on, drafter_on = target.supervise(batch), drafter.supervise(batch)
+  overlap_bt = overlap(
+      sampling_lib.warp(target.logits(target_on.features_btd), sampling),
+      sampling_lib.warp(drafter.logits(drafter_on.features_btd), sampling))
+  mask_bt = target_on.mask_bt
+  return jnp.stack([jnp.sum(jnp.where(mask_bt > 0, overlap_bt, 0.0), axis=1),
+                    jnp.sum(mask_bt, axis=1)], axis=1)
 
 
 def by_position(accepted_g: np.ndarray, reached_g: np.ndarray) -> list[float | None]:

@@ -50,11 +50,11 @@ class Measurement:
   steps: dict[Hashable, list[step_costs.StepSeconds]]
 
 
-def _run(prefill: Callable[[], Any], decode: Callable[[Any], Any], prompt_lengths_b: np.ndarray,
+def _run(prefill: Callable[[], Any], decode: Callable[[Any], Any],
          max_new_tokens: int) -> Run:
   prefill_seconds, state = step_costs.timed(prefill)
   seconds, state = step_costs.timed(lambda: decode(state))
-  generation = engine.generation(state, prompt_lengths_b, max_new_tokens=max_new_tokens)
+  generation = engine.generation(state, max_new_tokens=max_new_tokens)
   return Run(seconds, prefill_seconds, jax.device_get(generation))
 
 
@@ -65,7 +65,7 @@ def alone(module: Any, prompts_bt: np.ndarray, prompt_lengths_b: np.ndarray, key
       lambda: engine.prefill_autoregressive(module, prompts_bt, prompt_lengths_b, key,
                                             max_new_tokens=max_new_tokens),
       lambda state: engine.decode_autoregressive(module, state, sampling=sampling),
-      prompt_lengths_b, max_new_tokens)
+      max_new_tokens)
 
 
 def speculative(module: Any, setting: step_costs.Setting, prompts_bt: np.ndarray,
@@ -77,7 +77,7 @@ def speculative(module: Any, setting: step_costs.Setting, prompts_bt: np.ndarray
                                          key, max_new_tokens=max_new_tokens),
       lambda state: engine.decode_speculative(module, setting.drafter, state, rule=setting.rule,
                                               sampling=sampling),
-      prompt_lengths_b, max_new_tokens)
+      max_new_tokens)
 
 
 Settings = dict[Hashable, step_costs.Setting]

@@ -89,17 +89,6 @@ def no_totals() -> Totals:
   return Totals(*[jnp.zeros((), jnp.float32)] * 4)
 
 
-def labels_and_mask(tokens_bt, loss_mask_bt):
-  """Labels and mask moved onto the position that predicts them.
-
-  The logits of position t predict token t + 1. The last position predicts nothing, and the
-  first token is never predicted, whatever its mask.
-  """
-  labels_bt = jnp.roll(tokens_bt, -1, axis=1)
-  mask_bt = jnp.roll(loss_mask_bt, -1, axis=1).at[:, -1].set(0)
-  return labels_bt, mask_bt.astype(jnp.float32)
-
-
 def supervised(objective: Objective, student_logits_btv, labels_bt, mask_bt) -> Totals:
   """Cross-entropy on given labels. `mask_bt` is aligned with the logits."""
   student_logits_btv = _blank(student_logits_btv, mask_bt)

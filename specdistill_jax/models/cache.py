@@ -13,6 +13,8 @@ Layers hold separate arrays (a tuple, not a stack): a stacked cache is copied at
 decode loop. The slot axis is next to the head width, the layout in which attention reads it.
 """
 
+from typing import Any
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -26,10 +28,12 @@ class KVCache:
     keys_bksh: one array a layer.
     values_bksh: one array a layer.
     length_b: int32, live slots of each row.
+    memory: what an encoder read of the prompts (`structs.Start.memory`); None in a decoder.
   """
   keys_bksh: tuple[jax.Array, ...]
   values_bksh: tuple[jax.Array, ...]
   length_b: jax.Array
+  memory: Any = None
 
   @property
   def num_slots(self) -> int:
@@ -41,12 +45,12 @@ class KVCache:
 
 
 def init_cache(num_layers: int, batch: int, num_slots: int, num_kv_heads: int,
-               head_dim: int, dtype: jnp.dtype) -> KVCache:
+               head_dim: int, dtype: jnp.dtype, memory: Any = None) -> KVCache:
   """An empty cache; `num_slots` must cover the longest row plus the longest write."""
   shape = (batch, num_kv_heads, num_slots, head_dim)
   zeros = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(num_layers))
   return KVCache(keys_bksh=zeros(), values_bksh=zeros(),
-                 length_b=jnp.zeros((batch,), jnp.int32))
+                 length_b=jnp.zeros((batch,), jnp.int32), memory=memory)
 
 
 def write_rows(buffer_bksh: jax.Array, new_btkh: jax.Array, offset_b: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ decode loops: `Decoder.unstacked` splits the stack once, outside the loop.
 
 import copy
 import dataclasses
+from typing import ClassVar
 
 from flax import nnx
 import jax
@@ -40,6 +41,7 @@ class DecoderConfig:
     eos_id: the id, or ids, that end a row.
     dtype: of activations and matrix products; parameters are float32 masters.
   """
+  family: ClassVar[str] = 'decoder'
   vocab_size: int
   num_layers: int
   width: int
@@ -105,6 +107,11 @@ class DecoderConfig:
             f'decoder: {name} is {getattr(self, name)!r}; it must be one of {", ".join(legal)}')
     if not 0.0 <= self.dropout < 1.0:
       raise ValueError(f'decoder: dropout is {self.dropout}; it must lie in [0, 1)')
+
+  @property
+  def size(self) -> str:
+    """Short and readable: layers x width."""
+    return f'{self.num_layers}x{self.width}'
 
 
 class Attention(nnx.Module):
@@ -257,6 +264,14 @@ class Decoder(nnx.Module):
     mask_bts = positions_bt[:, :, None] >= jnp.arange(t)[None, None, :]
     return self(tokens_bt, positions_bt, mask_bts, dropout_key=dropout_key)
 
+  def supervise(self, batch: structs.Batch, *, first: int = 0,
+                dropout_key=None) -> structs.Supervision:
+    """Features and labels of whole rows, prompt included, from position `first` on."""
+    features_btd = self.causal(batch.tokens_bt, dropout_key=dropout_key).features['final_btd']
+    labels_bt, mask_bt = structs.labels_and_mask(batch.tokens_bt, batch.loss_mask_bt)
+    return structs.Supervision(features_btd[:, first:], labels_bt[:, first:],
+                               mask_bt[:, first:])
+
   def embed(self, tokens_bt, positions_bt):
     dtype = jnp.dtype(self.config.dtype)
     x_btd = self.embedding_vd[...][tokens_bt].astype(dtype)
@@ -319,10 +334,14 @@ class Decoder(nnx.Module):
                             length_b=cache.length_b + positions_bt.shape[1])
     return x_btd, cache
 
-  def init_cache(self, batch: int, num_slots: int) -> cache_lib.KVCache:
+  def start(self, prompts_bt: jax.Array, prompt_lengths_b: jax.Array) -> structs.Start:
+    """A decoder is fed the prompts themselves."""
+    return structs.Start(prompts_bt, prompt_lengths_b)
+
+  def init_cache(self, batch: int, num_slots: int, memory=None) -> cache_lib.KVCache:
     c = self.config
     return cache_lib.init_cache(c.num_layers, batch, num_slots, c.num_kv_heads, c.head_dim,
-                                jnp.dtype(c.dtype))
+                                jnp.dtype(c.dtype), memory)
 
   def narrowed(self, vocab_size: int) -> 'Decoder':
     """The same decoder over its first `vocab_size` tokens; the rows past them are kept."""

@@ -81,8 +81,12 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
 
 
 def attend(query_btnh: jax.Array, keys_bksh: jax.Array, values_bksh: jax.Array,
-           mask_bts: jax.Array, *, scale: float, cap: float | None = None) -> jax.Array:
-  """Grouped-query attention: n query heads share k key/value heads. Returns `[b, t, n, h]`."""
+           mask_bts: jax.Array, *, scale: float, cap: float | None = None,
+           bias_bnts: jax.Array | None = None) -> jax.Array:
+  """Grouped-query attention: n query heads share k key/value heads. Returns `[b, t, n, h]`.
+
+  `bias_bnts` is added to the scores; its rows, and those of the mask, may be one for all.
+  """
   b, t, n, h = query_btnh.shape
   k = keys_bksh.shape[1]
   # The queries of one key head lie side by side, so that a group is one matrix product.
@@ -91,6 +95,8 @@ def attend(query_btnh: jax.Array, keys_bksh: jax.Array, values_bksh: jax.Array,
   scores = jnp.einsum('bkqh,bksh->bkqs', query, keys_bksh,
                       preferred_element_type=jnp.float32) * scale
   scores = soft_cap(scores, cap).reshape(b, k, n // k, t, -1)
+  if bias_bnts is not None:
+    scores = scores + bias_bnts.reshape(-1, k, n // k, *bias_bnts.shape[2:])
   scores = jnp.where(mask_bts[:, None, None], scores, MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(values_bksh.dtype)
   out = jnp.einsum('bkqs,bksh->bkqh', weights.reshape(b, k, (n // k) * t, -1), values_bksh)

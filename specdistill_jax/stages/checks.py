@@ -164,16 +164,20 @@ def _check_fields(section: Any, legal: dict[str, Any], path: str) -> None:
 
 
 def _check_model(model: Any, vocab_size: int, path: str) -> None:
-  from specdistill_jax.models import decoder  # brings in JAX, which the flags can do without
-  legal = {field.name for field in dataclasses.fields(decoder.DecoderConfig)} - {'vocab_size'}
+  from specdistill_jax.models import families  # brings in JAX, which the flags can do without
   if not isinstance(model, ml_collections.ConfigDict):
     raise ValueError(f'config.{path} is {model!r}; it must be a section, see '
-                     'configs.common.decoder()')
+                     'configs.common.decoder() and configs.common.t5()')
+  family = model.get('family', families.DEFAULT)
+  if wish := one_of(*families.FAMILIES)(family):
+    raise ValueError(f'config.{path}.family is {family!r}; it must be {wish}')
+  fields = dataclasses.fields(families.FAMILIES[family][0])
+  legal = {field.name for field in fields} - {'vocab_size'} | {'family'}
   for name in model:
     if name not in legal:
       raise ValueError(unknown_name(f'{path}.', name, legal))
   try:
-    decoder.DecoderConfig(vocab_size=vocab_size, **model)
+    families.config(model, vocab_size=vocab_size)
   except (ValueError, TypeError) as error:
     raise ValueError(f'config.{path} is wrong: {error}') from error
 
@@ -190,6 +194,14 @@ def _check_init_from(section: Any, name: str) -> None:
     pretrained.load_config(section.init_from)
   except ValueError as error:
     raise ValueError(f'config.{name}.init_from is {section.init_from!r}: {error}') from error
+
+
+def _check_same_family(config: Any) -> None:
+  """A decoder reads prompt and completion in one row, an encoder-decoder apart."""
+  kinds = [config[name].model.get('family', 'decoder') for name in ('target', 'draft')]
+  if kinds[0] != kinds[1]:
+    raise ValueError(f'config.target.model.family is {kinds[0]!r} and config.draft.model.family '
+                     f'{kinds[1]!r}; a draft must be of its target\'s family')
 
 
 def _check_train(train: Any, path: str, rows: int) -> None:
@@ -279,6 +291,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config[name] is not None:
       _check_model(config[name].model, config.task.vocab_size, f'{name}.model')
       _check_init_from(config[name], name)
+  if config.target is not None and config.draft is not None:
+    _check_same_family(config)
   for name in ('target', 'draft', 'distill'):
     if config[name] is not None:
       _check_train(config[name].train, f'{name}.train', rows)

@@ -54,7 +54,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   mesh = sharding.make_mesh(**config.mesh)
   teacher = store.load_model(workdir / 'target', mesh)
   draft = store.load_model(workdir / 'draft', mesh)
-  teacher, draft = api.check_same_vocabulary(teacher, draft)
+  teacher, draft = api.check_pair(teacher, draft)
   data = _data(config, workdir, mesh, teacher, draft)
   objective = objectives.Objective(
       distill.objective, beta=distill.beta, normalisation=distill.normalisation,

@@ -18,6 +18,7 @@ import numpy as np
 from rich import progress as rich_progress
 
 from specdistill_jax import api
+from specdistill_jax import structs
 from specdistill_jax.checkpoints import store
 from specdistill_jax.data import quality
 from specdistill_jax.data import shards
@@ -90,8 +91,8 @@ def commit() -> str | None:
 
 
 def _describe(model: base.Model) -> str:
-  """Short and readable: layers x width."""
-  return f'decoder {model.config.num_layers}x{model.config.width}'
+  """Short and readable: family, layers x width."""
+  return f'{model.config.family} {model.config.size}'
 
 
 def _common_fields(config: ml_collections.ConfigDict, target: base.Model) -> dict[str, Any]:
@@ -125,7 +126,8 @@ def _overlaps(target: base.Model, draft: Draft, prompts: Prompts, runs: Sequence
       tokens_bt[row, start:start + new] = run.generation.tokens[row, :new]
     counts_b2 = acceptance.alpha_counts(
         target.module, draft.model.module, tokens_bt, prompt_lengths_b,
-        prompt_lengths_b + run.generation.lengths, sampling=sampling)
+        prompt_lengths_b + run.generation.lengths, sampling=sampling,
+        widths=structs.Widths(prompts_bt.shape[1], run.generation.tokens.shape[1]))
     counts.append(np.asarray(counts_b2).sum(axis=0))
   return np.stack(counts)
 
@@ -197,8 +199,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   target = store.load_model(workdir / 'target')
   drafts = load_drafts(config, workdir)
   for draft in drafts:
-    target, _ = api.check_same_vocabulary(target, draft.model)
-  drafts = [dataclasses.replace(draft, model=api.check_same_vocabulary(target, draft.model)[1])
+    target, _ = api.check_pair(target, draft.model)
+  drafts = [dataclasses.replace(draft, model=api.check_pair(target, draft.model)[1])
             for draft in drafts]
   prompts = load_prompts(config, workdir, target)
   path = workdir / 'results.jsonl'

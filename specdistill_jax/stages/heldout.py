@@ -46,7 +46,8 @@ class HeldOut:
     width = shards.read_metadata(directory, 'validation')['max_length']
     self._mesh, self._teacher, self._max_new_tokens = mesh, teacher, max_new_tokens
     self._key = jax.random.key(seed)
-    self._batch = self._put(records.collate(chosen, width, 'validation'))
+    self._batch = self._put(records.collate(
+        chosen, width, 'validation', records.widths(chosen)))
     if teacher is not None:
       self._prompts = [row.tokens[:row.prompt_length].tolist() for row in chosen]
       self._continued = self._put(self._continue_prompts())
@@ -85,7 +86,8 @@ class HeldOut:
       rows.append(records.Row(
           np.concatenate([prompt, tokens[:length]]).astype(np.int32), len(prompt),
           np.array(mask, np.uint8), '', ''))
-    return records.collate(rows, max(len(row.tokens) for row in rows), 'validation')
+    return records.collate(rows, max(len(row.tokens) for row in rows), 'validation',
+                           records.widths(rows))
 
   def _put(self, batch):
     fits = batch.tokens_bt.shape[0] % sharding.rows_per_step(self._mesh) == 0

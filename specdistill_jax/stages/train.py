@@ -17,7 +17,7 @@ from specdistill_jax.checkpoints import store
 from specdistill_jax.data import shards
 from specdistill_jax.losses import objectives
 from specdistill_jax.models import base
-from specdistill_jax.models import decoder
+from specdistill_jax.models import families
 from specdistill_jax.stages import heldout
 from specdistill_jax.training import rollouts
 from specdistill_jax.training import state as state_lib
@@ -35,7 +35,7 @@ class Run:
     directory: where model and checkpoints go.
     settings: a `train` section.
     seed: of data order, dropout and rollouts.
-    model_config: of the model that is trained.
+    model_config: of the model that is trained, a config of one of the families.
     init: makes its first parameters, laid out on a mesh.
     data: directory of the shards that batches, or prompts, come from.
     objective: what is minimised.
@@ -49,7 +49,7 @@ class Run:
   directory: pathlib.Path
   settings: ml_collections.ConfigDict
   seed: int
-  model_config: decoder.DecoderConfig
+  model_config: Any
   init: Callable[[Mesh], Any]
   data: pathlib.Path
   objective: objectives.Objective = objectives.Objective()
@@ -68,14 +68,14 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, which: str) ->
   if section.init_from is not None:
     _run_imported(config, workdir, which)
     return
-  model_config = decoder.DecoderConfig(
-      vocab_size=shards.read_metadata(data, 'train')['vocab_size'],
-      **{**section.model, 'dropout': section.train.dropout})
+  model_config = families.config(
+      section.model, vocab_size=shards.read_metadata(data, 'train')['vocab_size'],
+      dropout=section.train.dropout)
   key = jax.random.key(config.seed)
   fit(Run(stage=which, name=which, directory=workdir / which, settings=section.train,
           seed=config.seed, model_config=model_config, data=data,
           init=lambda mesh: sharding.sharded_init(
-              functools.partial(decoder.init, model_config), mesh, key)),
+              functools.partial(families.init, model_config), mesh, key)),
       config, workdir)
 
 
@@ -131,7 +131,7 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
   _check_positions(run, metadata['max_length'])
   transformation = state_lib.optimizer(settings)
   create = functools.partial(state_lib.create, transformation=transformation)
-  abstract = jax.eval_shape(lambda: create(decoder.init(run.model_config, jax.random.key(0))))
+  abstract = jax.eval_shape(lambda: create(families.init(run.model_config, jax.random.key(0))))
 
   # Step.
   update = step_lib.make(settings, run.objective, run.rollout, mesh, abstract)

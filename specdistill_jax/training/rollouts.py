@@ -61,7 +61,7 @@ def generate(model, batch: structs.Batch, key: jax.Array, rollout: Rollout) -> s
   """Continues the prompts of `batch` by samples of `model`, without gradient.
 
   Args:
-    model: a module with `unstacked` and `init_cache`, otherwise a `structs.TargetFn`.
+    model: a module with `unstacked`, otherwise a `structs.Decodable`.
     key: one key, folded with each row's index, or one key a row.
 
   Returns:
@@ -69,19 +69,25 @@ def generate(model, batch: structs.Batch, key: jax.Array, rollout: Rollout) -> s
     included.
   """
   model = jax.lax.stop_gradient(model).unstacked()
-  b = batch.tokens_bt.shape[0]
-  slots = state_lib.num_slots(rollout.prompt_width, rollout.max_new_tokens, 0)
   state = autoregressive.generate(
-      model, model.init_cache(b, slots), batch.tokens_bt[:, :rollout.prompt_width],
-      batch.prompt_lengths_b, key, sampling=rollout.sampling,
-      max_new_tokens=rollout.max_new_tokens, eos_id=state_lib.end_ids(model))
+      model, batch.tokens_bt[:, :rollout.prompt_width], batch.prompt_lengths_b, key,
+      sampling=rollout.sampling, max_new_tokens=rollout.max_new_tokens,
+      eos_id=state_lib.end_ids(model))
+  begin_b = batch.prompt_lengths_b[:, None]
+  lengths_b = batch.prompt_lengths_b + state.stats.emitted_b
   position_t = jnp.arange(rollout.width)[None]
-  is_sampled_bt = ((position_t >= batch.prompt_lengths_b[:, None])
-                   & (position_t < state.lengths_b[:, None]))
+  is_sampled_bt = (position_t >= begin_b) & (position_t < lengths_b[:, None])
+  sampled_bt = jnp.take_along_axis(
+      state_lib.new_tokens(state, rollout.max_new_tokens),
+      jnp.clip(position_t - begin_b, 0, rollout.max_new_tokens - 1), axis=1)
+  prompts_bt = _to_width(batch.tokens_bt[:, :rollout.prompt_width], rollout.width,
+                         structs.PAD_ID)
+  prompts_bt = jnp.where(position_t < begin_b, prompts_bt, structs.PAD_ID)
   return structs.Batch(
-      tokens_bt=state.tokens_bs[:, :rollout.width],
+      tokens_bt=jnp.where(is_sampled_bt, sampled_bt, prompts_bt),
       loss_mask_bt=is_sampled_bt.astype(jnp.float32),
-      prompt_lengths_b=batch.prompt_lengths_b, lengths_b=state.lengths_b)
+      prompt_lengths_b=batch.prompt_lengths_b, lengths_b=lengths_b,
+      widths=structs.Widths(rollout.prompt_width, rollout.max_new_tokens))
 
 
 def mix(student, batch: structs.Batch, key: jax.Array, rollout: Rollout
@@ -95,17 +101,21 @@ def mix(student, batch: structs.Batch, key: jax.Array, rollout: Rollout
   if not rollout.is_mixture:
     return generate(student, batch, sample_key, rollout), jnp.ones((), bool)
   width = max(rollout.width, batch.tokens_bt.shape[1])
+  stored = batch.widths
+  widths = stored and structs.Widths(max(stored.prompt, rollout.prompt_width),
+                                     max(stored.completion, rollout.max_new_tokens))
   is_student = jax.random.uniform(draw_key) < rollout.student_fraction
   mixed = jax.lax.cond(
       is_student,
-      lambda: _pad(generate(student, batch, sample_key, rollout), width),
-      lambda: _pad(batch, width))
+      lambda: _pad(generate(student, batch, sample_key, rollout), width, widths),
+      lambda: _pad(batch, width, widths))
   return mixed, is_student
 
 
-def _pad(batch: structs.Batch, width: int) -> structs.Batch:
-  missing = width - batch.tokens_bt.shape[1]
-  return batch.replace(
-      tokens_bt=jnp.pad(batch.tokens_bt, ((0, 0), (0, missing)),
-                        constant_values=structs.PAD_ID),
-      loss_mask_bt=jnp.pad(batch.loss_mask_bt, ((0, 0), (0, missing))))
+def _pad(batch: structs.Batch, width: int, widths: structs.Widths | None) -> structs.Batch:
+  return batch.replace(tokens_bt=_to_width(batch.tokens_bt, width, structs.PAD_ID),
+                       loss_mask_bt=_to_width(batch.loss_mask_bt, width, 0), widths=widths)
+
+
+def _to_width(x_bt: jax.Array, width: int, fill: int) -> jax.Array:
+  return jnp.pad(x_bt, ((0, 0), (0, width - x_bt.shape[1])), constant_values=fill)

@@ -47,20 +47,16 @@ def losses(objective: objectives.Objective, student, teacher, batch: structs.Bat
   """Forward passes and loss sums; the teacher runs only where the objective reads it.
 
   Args:
-    first: positions before it carry no loss in any row: their logits are not computed.
+    student: a module with `supervise` and `logits`; `teacher` likewise, of the same family.
+    first: positions of a row before it carry no loss: their logits are not computed.
   """
-  labels_bt, mask_bt = objectives.labels_and_mask(batch.tokens_bt, batch.loss_mask_bt)
-  labels_bt, mask_bt = labels_bt[:, first:], mask_bt[:, first:]
-
-  def logits(model, key):
-    features = model.causal(batch.tokens_bt, dropout_key=key).features
-    return model.logits(features['final_btd'][:, first:])
-
-  student_btv = logits(student, dropout_key)
+  learnt = student.supervise(batch, first=first, dropout_key=dropout_key)
+  student_btv = student.logits(learnt.features_btd)
   if not objective.needs_teacher:
-    return objectives.supervised(objective, student_btv, labels_bt, mask_bt)
-  teacher_btv = logits(jax.lax.stop_gradient(teacher), None)
-  return objectives.distillation(objective, student_btv, teacher_btv, mask_bt)
+    return objectives.supervised(objective, student_btv, learnt.labels_bt, learnt.mask_bt)
+  teacher = jax.lax.stop_gradient(teacher)
+  teacher_btv = teacher.logits(teacher.supervise(batch, first=first).features_btd)
+  return objectives.distillation(objective, student_btv, teacher_btv, learnt.mask_bt)
 
 
 def gradients(objective: objectives.Objective, student, teacher, batch: structs.Batch,

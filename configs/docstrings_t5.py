@@ -1,0 +1,50 @@
+"""DistillSpec's own setting, in small: a T5 target, a T5 draft, functions to their summaries.
+
+Zhou et al., arXiv 2310.08461, distil a T5 v1.1 small from an XL, each with its own encoder, on
+tasks whose prompts are much longer than their completions. Here the prompt is the source of a
+function of Python's standard library and the completion the first line of its docstring; both
+models are T5 v1.1 (gated MLP, untied head, relative positions), trained from scratch.
+
+  launch/local.sh configs/docstrings_t5.py
+  python -m specdistill_jax.main --config=configs/docstrings_t5.py --workdir=W
+
+Cost: about ten minutes on two CPU cores. The encoder reads its prompt once, outside of the
+loops that are timed: `prefill` has its time. A decoder's step sees a completion of a few dozen
+tokens, so that a draft of one layer is cheap and the cost ratio is that of the heads and layers.
+
+As in the paper: on-policy samples of the draft at temperature 1, the mean over rows of each
+row's mean loss, no dropout, gamma of 3, 5 and 7, batch size 1, greedy and at temperature 1; and
+beside it a control of as many further cross-entropy steps. Unlike the paper: forward KL alone
+(its choice for greedy GSM8K), AdamW, and two sizes far apart from any checkpoint.
+
+Published, for orientation: 10 to 46 % faster than standard speculative decoding, the
+improvement largest where draft and target are of one family and the task is narrow.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  if arg:
+    raise ValueError(f"configs/docstrings_t5.py takes no ':{arg}'.")
+  config = common.study('docstrings_t5')
+  config.task.name = 'stdlib_docstrings'
+  config.task.vocab_size = 1000
+  config.task.max_length = 160   # rows that are longer are left out
+
+  config.target.model = common.t5()
+  config.target.model.update(num_encoder_layers=3, num_decoder_layers=4, width=160, num_heads=4,
+                             head_dim=40, mlp_width=320)
+  config.target.train.update(steps=500, learning_rate=2e-3)
+
+  config.draft.model = common.t5()
+  config.draft.model.update(num_encoder_layers=1, num_decoder_layers=1, width=64, num_heads=2,
+                            head_dim=32, mlp_width=128)
+  config.draft.train.update(steps=500, learning_rate=3e-3)
+
+  config.distill.train.update(steps=150)
+  config.distill.rollout.max_new_tokens = 24
+  config.evaluate.max_new_tokens = 32
+  return config
