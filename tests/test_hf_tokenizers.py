@@ -50,7 +50,8 @@ def write_json_tokenizer(directory, *, bos=True, **settings):
   made.save(str(directory / 'tokenizer.json'))
   (directory / 'tokenizer_config.json').write_text(json.dumps(dict(
       tokenizer_class='PreTrainedTokenizerFast', bos_token='<s>',
-      eos_token={'__type': 'AddedToken', 'content': '</s>', 'special': True}, pad_token='<pad>') | settings))
+      eos_token={'__type': 'AddedToken', 'content': '</s>', 'special': True},
+      pad_token='<pad>') | settings))
 
 
 def write_sentencepiece(directory, name, vocab_size, **ids):

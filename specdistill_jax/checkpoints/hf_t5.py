@@ -61,10 +61,11 @@ def from_config(c: Config, hub: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def _attention(layer: str, kind: str, norm: str, ours: str) -> tuple[Entry, ...]:
-  return tuple(Entry(f'{layer}.{kind}.{key}.weight', f'{ours}/{name}', axes) for key, name, axes in (
-      ('q', 'query_dnh', 'nh d'), ('k', 'key_dkh', 'kh d'), ('v', 'value_dkh', 'kh d'),
-      ('o', 'output_nhd', 'd nh'))) + (
-          Entry(f'{layer}.layer_norm.weight', f'{norm}/scale_d', 'd'),)
+  projections = (('q', 'query_dnh', 'nh d'), ('k', 'key_dkh', 'kh d'), ('v', 'value_dkh', 'kh d'),
+                 ('o', 'output_nhd', 'd nh'))
+  return tuple(Entry(f'{layer}.{kind}.{key}.weight', f'{ours}/{name}', axes)
+               for key, name, axes in projections) + (
+      Entry(f'{layer}.layer_norm.weight', f'{norm}/scale_d', 'd'),)
 
 
 def _mlp(layer: str, stack: str, gated: bool) -> tuple[Entry, ...]:

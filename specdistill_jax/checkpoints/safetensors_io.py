@@ -55,9 +55,9 @@ class Reader:
         self.shapes[key] = tuple(self._slices[key].get_shape())
     wrong = sorted(key for key in index if held_by.get(key) != index[key])
     if wrong:
+      found = f'in {held_by[wrong[0]]}' if wrong[0] in held_by else 'nowhere'
       raise ValueError(f'{directory / INDEX_FILE} says that {wrong[0]} is in {index[wrong[0]]}, '
-                       f'and it is {"in " + held_by[wrong[0]] if wrong[0] in held_by else "nowhere"}'
-                       f'{_more(wrong)}')
+                       f'and it is {found}{_more(wrong)}')
 
   def _open(self, path):
     try:

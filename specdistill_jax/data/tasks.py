@@ -47,7 +47,7 @@ def make(name: str, examples: Mapping[str, Sequence[splits.Example]],
   Args:
     name: of the task in the config.
     examples: by split; all with inputs, or all without.
-    vocabulary: ours, or one of `data.tokenizers`.
+    vocabulary: ours (or the path of its model), or one of `data.tokenizers`.
     metric: name of a quality metric, or None.
   """
   # It would take the accelerator's memory for nothing.
@@ -76,8 +76,9 @@ def seqio_vocabulary(vocabulary: Any) -> seqio.Vocabulary:
   seqio keeps SentencePiece models by path for as long as the process lives, so a path must
   never be used for two models.
   """
-  if isinstance(vocabulary, vocabulary_lib.Vocabulary):
-    return seqio.SentencePieceVocabulary(str(vocabulary.path), extra_ids=0)
+  if isinstance(vocabulary, (str, vocabulary_lib.Vocabulary)):
+    path = getattr(vocabulary, 'path', vocabulary)
+    return seqio.SentencePieceVocabulary(str(path), extra_ids=0)
   return TokenizerVocabulary(vocabulary)
 
 

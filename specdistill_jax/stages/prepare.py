@@ -3,7 +3,8 @@
 Examples (embedded, or the user's files) are parted by document, a vocabulary is trained on
 the training split, a seqio task tokenises both, and the rows are written beside it:
 
-  W/data/vocabulary.model (or tokenizer/, that of an imported model), W/data/{train,validation}-*.array_record, W/data/{...}.json
+  W/data/vocabulary.model (or tokenizer/, that of an imported model),
+  W/data/{train,validation}-*.array_record, W/data/{...}.json
 
 All of it appears at once, by one rename: a run that is killed leaves no `W/data`.
 """
