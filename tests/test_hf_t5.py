@@ -36,10 +36,10 @@ def build(kind):
   model = getattr(hub.transformers, f'{name}ForConditionalGeneration')(config).eval()
   if kind != 'ungated, tied':  # transformers ties heads that published checkpoints do not tie
     model.lm_head.weight = hub.torch.nn.Parameter(
-        hub.torch.randn_like(model.lm_head.weight), requires_grad=False)
+        0.3 * hub.torch.randn_like(model.lm_head.weight), requires_grad=False)
   with hub.torch.no_grad():
     for parameter in model.parameters():
-      parameter.add_(0.2 * hub.torch.randn_like(parameter))
+      parameter.add_(0.1 * hub.torch.randn_like(parameter))
   return model
 
 
