@@ -32,18 +32,28 @@ def study(name: str) -> ml_collections.ConfigDict:
 
 def task() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
-      name='stdlib_docs',      # stdlib_docs | stdlib_docstrings | arithmetic | local_files
+      # stdlib_docs | stdlib_docstrings | arithmetic | local_files | conversations;
+      # xsum | cnn_dailymail | wmt14_en_de | gsm8k | lm1b, which TFDS has in data_dir;
+      # bbh, a folder of JSON files in data_dir, and prompts: for evaluation only.
+      name='stdlib_docs',
       vocab_size=1000,         # pieces of the SentencePiece model trained in `prepare`
       max_length=96,           # tokens of a row: prompt, completion and end token
       prompt_length=16,        # language modelling: leading tokens that serve as a prompt
       max_examples=_optional(int),   # of the training split; None: all
       validation_fraction=0.05,      # of the documents, where the task has no own split
-      # local_files only: paths, or (inputs, targets) pairs of parallel files.
+      max_inputs=_optional(int),     # tokens of a prompt, the rest is cut; None: the paper's
+      max_targets=_optional(int),    # tokens of a completion, the rest is cut; None: the paper's
+      data_dir=_optional(str),       # folder or bucket of the TFDS data sets, or of bbh's files
+      vocabulary=_optional(str),     # a SentencePiece model; None: trained on the training split
+      chat_template=_optional(str),  # llama-2 | llama-3 | vicuna | chatml | qwen | gemma | a .json
+      prompt_files=(),         # prompts only: JSON lines with `turns` or `prompt`
+      # local_files: paths, or (inputs, targets) pairs of parallel files. conversations: paths.
       train_files=(),
       validation_files=(),     # empty: validation_fraction of the documents in train_files
       inputs_field='inputs',   # of a JSON line; empty: language modelling on targets_field
       targets_field='targets',
-      metric=_optional(str),   # accuracy | rouge2 | bleu | None; embedded tasks know theirs
+      # accuracy | exact_answer | rouge1 | rouge2 | rougeL | bleu; None: the task's own, if any.
+      metric=_optional(str),
   ))
 
 
@@ -122,7 +132,7 @@ def evaluate() -> ml_collections.ConfigDict:
       top_p=_optional(float),
       gammas=(3, 5, 7),
       draft_sampling='sampled',      # sampled | greedy
-      rule='exact',            # exact
+      rule='exact',            # exact | block
       epsilon=1.0,             # 1 is lossless
       batch_size=1,
       num_prompts=24,

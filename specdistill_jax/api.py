@@ -188,7 +188,8 @@ def _encode(target: base.Model, prompt: Any, index: int) -> list[int]:
   if isinstance(prompt, str):
     if target.vocabulary is None:
       raise ValueError(f'prompt {index} is text, but the target has no vocabulary; give token ids')
-    prompt = [*target.vocabulary.prefix_ids, *target.vocabulary.encode(prompt)]
+    vocabulary = target.vocabulary
+    prompt = [*vocabulary.prefix_ids, *vocabulary.encode(prompt), *vocabulary.suffix_ids]
   ids = [int(token) for token in prompt]
   if not ids:
     raise ValueError(f'prompt {index} is empty; a prompt needs at least one token')

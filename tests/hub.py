@@ -4,8 +4,12 @@ import functools
 import pathlib
 import tempfile
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from specdistill_jax.decoding import state as state_lib
 
 torch = pytest.importorskip('torch', reason='torch is the reference of these tests')
 transformers = pytest.importorskip('transformers', reason='transformers is their reference')
@@ -72,6 +76,26 @@ def logits(model, tokens_bt: np.ndarray, lengths_b: np.ndarray) -> np.ndarray:
   with torch.inference_mode():
     return model(torch.tensor(tokens_bt), attention_mask=torch.tensor(mask_bt).long()
                  ).logits.float().numpy()
+
+
+def blockwise_logits(module, cache, tokens_bt: np.ndarray, lengths_b: np.ndarray, *,
+                     block: int, slots: int) -> np.ndarray:
+  """Our logits, `block` tokens a call through the cache; 0 past a row's length.
+
+  Row i keeps `block - i` tokens of each call and rolls the others back: rows are never in step.
+  """
+  feed = jax.jit(lambda module, tokens, cache: module(
+      tokens, *state_lib.block_positions(cache.length_b, block, slots), cache))
+  rows, width = tokens_bt.shape
+  found = np.zeros((rows, width, module.config.vocab_size), np.float32)
+  while ((before_b := np.asarray(cache.length_b)) < lengths_b).any():
+    index_bt = np.minimum(before_b[:, None] + np.arange(block), width - 1)
+    output = feed(module, np.take_along_axis(tokens_bt, index_bt, 1), cache)
+    kept_b = np.minimum(block - np.arange(rows), lengths_b - before_b)
+    for row, (start, kept) in enumerate(zip(before_b, kept_b)):
+      found[row, start:start + kept] = output.logits_btv[row, :kept]
+    cache = output.cache.rollback(jnp.asarray(before_b + kept_b))
+  return found
 
 
 def greedy(model, prompt: list[int], max_new_tokens: int, **settings) -> list[int]:

@@ -14,7 +14,9 @@ CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 FILES = sorted(path for path in CONFIGS.glob('*.py')
                if path.name not in ('common.py', '__init__.py'))
 # What a config leaves to its user.
-LEFT_TO_USER = {'local_files': {'task.train_files': ('train.jsonl',)}}
+LEFT_TO_USER = {'local_files': {'task.train_files': ('train.jsonl',)},
+                'conversations': {'task.train_files': ('chats.jsonl',)},
+                'tfds_tasks': {'task.data_dir': 'gs://bucket/tfds'}}
 
 
 def load(path: pathlib.Path):

@@ -57,7 +57,8 @@ def text(tmp_path_factory):
 
 def load(workdir):
   vocab = vocabulary.Vocabulary(workdir / 'data' / 'vocabulary.model')
-  return vocab, {split: list(shards.rows(workdir / 'data', split)) for split in prepare.SPLITS}
+  return vocab, {split: list(shards.rows(workdir / 'data', split))
+                 for split in ('train', 'validation')}
 
 
 def test_pairs_become_prompt_and_completion(pairs):
@@ -236,7 +237,7 @@ def test_in_graph_tokens_are_the_vocabularys(pairs):
   texts = ['Mix  red\n\n  and\tblue ', 'naïve 日本語 😀', '<pad> </s> 12345', 'x' * 500]
   task = tasks.make('agreement', {'train': [splits.Example(t, t[::-1], 'd') for t in texts]},
                     str(vocab.path), 'accuracy')
-  for text, example in zip(texts, tasks.tokenised(task, 'train')):
+  for text, example in zip(texts, tasks.tokenised(task, 'train', vocab)):
     assert example.inputs.tolist() == vocab.encode(text + '\n')
     assert example.targets.tolist() == vocab.encode(text[::-1]) + [vocab.eos_id]
     assert example.reference == text[::-1]

@@ -19,13 +19,12 @@ from specdistill_jax.checkpoints import hf
 from specdistill_jax.checkpoints import key_tables
 from specdistill_jax.checkpoints import pretrained
 from specdistill_jax.checkpoints import safetensors_io
-from specdistill_jax.decoding import state as state_lib
 import hub
 
 LENGTHS_B = np.array([13, 4, 9])
 TOKENS_BT = np.random.default_rng(0).integers(0, hub.VOCAB, (3, 13))
 IS_REAL_BT = np.arange(13) < LENGTHS_B[:, None]
-BLOCK, SLOTS, NEW = 5, 20, 8
+SLOTS, NEW = 20, 8
 
 
 def assert_same_parameters(first, second):
@@ -49,18 +48,9 @@ def test_logits_and_greedy_text_are_those_of_transformers(family, tmp_path):
   np.testing.assert_allclose(np.asarray(found)[IS_REAL_BT], wanted[IS_REAL_BT], atol=1e-4)
 
   unrolled = model.module.unstacked()
-  feed = jax.jit(lambda module, tokens, cache: module(
-      tokens, *state_lib.block_positions(cache.length_b, BLOCK, SLOTS), cache))
-  cache = unrolled.init_cache(3, SLOTS)
-  while (before_b := np.asarray(cache.length_b)).max() < LENGTHS_B.max():
-    # Row i keeps 5 - i tokens of each block: rows are never in step.
-    index_bt = before_b[:, None] + np.arange(BLOCK)
-    output = feed(unrolled, np.take_along_axis(TOKENS_BT, np.minimum(index_bt, 12), 1), cache)
-    kept_b = np.minimum(BLOCK - np.arange(3), LENGTHS_B - before_b)
-    for row, kept in enumerate(kept_b):
-      np.testing.assert_allclose(output.logits_btv[row, :kept],
-                                 wanted[row, index_bt[row, :kept]], atol=1e-4)
-    cache = output.cache.rollback(jnp.asarray(before_b + kept_b))
+  found = hub.blockwise_logits(unrolled, unrolled.init_cache(3, SLOTS), TOKENS_BT, LENGTHS_B,
+                               block=5, slots=SLOTS)
+  np.testing.assert_allclose(found[IS_REAL_BT], wanted[IS_REAL_BT], atol=1e-4)
 
   prompts = [row[:n].tolist() for row, n in zip(TOKENS_BT, LENGTHS_B)]
   generation = api.generate(model, prompts, max_new_tokens=NEW, temperature=0.0,

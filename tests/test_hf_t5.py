@@ -12,13 +12,15 @@ from specdistill_jax import api
 from specdistill_jax.checkpoints import hf
 from specdistill_jax.checkpoints import key_tables
 from specdistill_jax.checkpoints import pretrained
+from specdistill_jax.models import t5_layers
 import hub
+import test_hf_tokenizers
 
 LENGTHS_B = np.array([9, 4, 7])
 PROMPTS_BT = np.random.default_rng(0).integers(2, hub.VOCAB, (3, 9))
 FED_BT = np.concatenate([np.zeros((3, 1), int), np.random.default_rng(1).integers(
     2, hub.VOCAB, (3, 5))], axis=1)
-NEW = 8
+SLOTS, NEW = 10, 8
 KINDS = {
     'ungated, tied': ('T5', dict(feed_forward_proj='relu')),
     'gated, untied': ('T5', dict(feed_forward_proj='gated-gelu', tie_word_embeddings=False)),
@@ -26,13 +28,13 @@ KINDS = {
 }
 
 
-def build(kind):
+def build(kind, **more):
   name, fields = KINDS[kind]
   hub.torch.manual_seed(0)
-  config = getattr(hub.transformers, f'{name}Config')(
+  config = getattr(hub.transformers, f'{name}Config')(**dict(
       vocab_size=hub.VOCAB, d_model=30, d_kv=10, d_ff=52, num_layers=2, num_decoder_layers=3,
       num_heads=3, relative_attention_num_buckets=8, relative_attention_max_distance=9,
-      decoder_start_token_id=0, dropout_rate=0.0, eos_token_id=1, pad_token_id=0, **fields)
+      decoder_start_token_id=0, dropout_rate=0.0, eos_token_id=1, pad_token_id=0) | fields | more)
   model = getattr(hub.transformers, f'{name}ForConditionalGeneration')(config).eval()
   if kind != 'ungated, tied':  # transformers ties heads that published checkpoints do not tie
     model.lm_head.weight = hub.torch.nn.Parameter(
@@ -68,7 +70,11 @@ def test_logits_and_greedy_text_are_those_of_transformers(kind, tmp_path):
   full = jax.jit(lambda m, p, n, f: m.logits(m.decode(f, *m.encode(p, n))))
   np.testing.assert_allclose(full(model.module, PROMPTS_BT, LENGTHS_B, FED_BT), wanted,
                              atol=1e-4)
-  # Decoding feeds one token a call, through the cache and the encoder's memory.
+  unrolled = model.module.unstacked()
+  memory = unrolled.start(PROMPTS_BT, LENGTHS_B).memory
+  found = hub.blockwise_logits(unrolled, unrolled.init_cache(3, SLOTS, memory), FED_BT,
+                               np.full(3, FED_BT.shape[1]), block=4, slots=SLOTS)
+  np.testing.assert_allclose(found, wanted, atol=1e-4)
   prompts = [row[:n].tolist() for row, n in zip(PROMPTS_BT, LENGTHS_B)]
   found = api.generate(model, prompts, max_new_tokens=NEW, temperature=0.0, key=jax.random.key(0))
   assert found.tokens.tolist() == [greedy(reference, prompt) for prompt in prompts]
@@ -81,3 +87,31 @@ def test_logits_and_greedy_text_are_those_of_transformers(kind, tmp_path):
   first, second = (key_tables.by_path(m.module) for m in (model, back))
   for name, leaf in first.items():
     np.testing.assert_array_equal(leaf, second[name], err_msg=name)
+
+
+@pytest.mark.parametrize('bidirectional', [True, False])
+def test_buckets_of_distances_are_those_of_transformers(bidirectional):
+  """At the published sizes, whose boundaries the short prompts above never reach."""
+  attention = hub.transformers.models.t5.modeling_t5.T5Attention
+  distance = np.arange(-300, 301)
+  wanted = attention._relative_position_bucket(  # pylint: disable=protected-access
+      hub.torch.tensor(distance), bidirectional=bidirectional, num_buckets=32, max_distance=128)
+  found = t5_layers.relative_bias(
+      np.arange(32)[:, None], distance[None, None], bidirectional=bidirectional,
+      max_distance=128)
+  np.testing.assert_array_equal(found[0, 0, 0], wanted)
+
+
+def test_text_prompts_are_read_as_transformers_reads_them(tmp_path):
+  """Greedy text from strings: the encoder's prompt ends in an end token."""
+  test_hf_tokenizers.write_sentencepiece(tmp_path, 'spiece.model', 34, pad_id=0, eos_id=1,
+                                         unk_id=2, bos_id=-1)
+  reference = build('gated, untied', vocab_size=140)
+  reference.save_pretrained(tmp_path)
+  tokenizer = hub.transformers.T5Tokenizer.from_pretrained(tmp_path)
+  prompts = ['The old hen', 'The quick fox jumps\n']
+  found = api.generate(pretrained.load(tmp_path), prompts, max_new_tokens=NEW, temperature=0.0,
+                       key=jax.random.key(0))
+  ids = tokenizer(prompts)['input_ids']
+  assert found.tokens.tolist() == [greedy(reference, prompt) for prompt in ids]
+  assert found.tokens.tolist() != [greedy(reference, prompt[:-1]) for prompt in ids]

@@ -6,6 +6,7 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
 import json
 import logging as std_logging
+import types
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import sentencepiece
 import tokenizers as tokenizers_lib
 
+from configs import common
 from specdistill_jax import api
 from specdistill_jax import convert
 from specdistill_jax import sharding
@@ -23,6 +25,7 @@ from specdistill_jax.data import tokenizers
 from specdistill_jax.stages import checks
 from specdistill_jax.stages import distill
 from specdistill_jax.stages import prepare
+from specdistill_jax.stages import token_rows
 from specdistill_jax.stages import train
 import hub
 import studies
@@ -30,6 +33,7 @@ import studies
 TEXT = [f'The {a} {b} jumps over the lazy {c}.\n' for a in ('quick', 'slow', 'old')
         for b in ('fox', 'hare', 'cat') for c in ('dog', 'cow', 'hen')]
 SAMPLE = 'The slow cat jumps over the old hen.'
+T5_FILE = 'spiece.model'
 SPECIAL = ['<s>', '</s>', '<pad>', '<|user|>']
 
 
@@ -132,6 +136,65 @@ def test_sentencepiece_of_llama_and_of_t5(tmp_path):
   (tmp_path / 't5' / 'spiece.model').write_bytes(b'nothing')
   with pytest.raises(ValueError, match='spiece.model is not a SentencePiece model'):
     tokenizers.load(tmp_path / 't5')
+
+
+@pytest.mark.parametrize('saved_as', ['spiece.model', 'tokenizer.json'])
+def test_prompts_of_t5_end_as_those_of_transformers(saved_as, tmp_path):
+  """Its encoder reads an end token; sentinels are found; newlines are spaces."""
+  write_sentencepiece(tmp_path, T5_FILE, 34, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+  reference = hub.transformers.T5Tokenizer.from_pretrained(tmp_path)
+  if saved_as == 'tokenizer.json':
+    reference.save_pretrained(tmp_path)
+  found = tokenizers.load(tmp_path)
+  assert type(found).__name__ == {'spiece.model': 'SentencePieceTokenizer',
+                                  'tokenizer.json': 'JsonTokenizer'}[saved_as]
+  assert (found.size, found.pad_id, found.eos_id) == (134, 0, 1)
+  texts = [SAMPLE, 'The cow\n', ' The  old\nhen.', 'Zebra <extra_id_3> hen<extra_id_12>']
+  for text, ids in zip(texts, found.encode_batch(texts)):
+    assert ids == found.encode(text)
+    assert [*found.prefix_ids, *ids, *found.suffix_ids] == reference(text)['input_ids'], text
+
+
+def test_prompts_in_rows_begin_and_end_as_their_tokenizer_says(tmp_path):
+  """A T5's prompt ends in an end token, cut or not; each row of a decoder begins with its own."""
+  write_sentencepiece(tmp_path, T5_FILE, 34, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+  write_json_tokenizer(tmp_path / 'json')
+  t5, decoder = tokenizers.load(tmp_path), tokenizers.load(tmp_path / 'json')
+  def rows(vocabulary, inputs, **settings):
+    array = lambda text: np.array(vocabulary.encode(text) if text else [], np.int32)
+    example = types.SimpleNamespace(
+        inputs=array(inputs), targets=array(SAMPLE), reference=SAMPLE, document='', category='')
+    settings = dict(name='local_files', max_inputs=None, max_targets=None, max_length=80,
+                    prompt_length=3) | settings
+    counts = {}
+    return list(token_rows.from_texts([example], settings, vocabulary, counts, '')), counts
+  [row], _ = rows(t5, 'The old hen\n')
+  assert row.tokens[:row.prompt_length].tolist() == [*t5.encode('The old hen'), 1]
+  [row], counts = rows(t5, 'The old hen\n', max_inputs=5)
+  assert row.tokens[:row.prompt_length].tolist() == [*t5.encode('The old hen')[:4], 1]
+  assert counts['cut_inputs'] == 1
+  [row], _ = rows(decoder, 'The old hen\n')
+  assert row.tokens[:row.prompt_length].tolist() == [300, *decoder.encode('The old hen\n')]
+  texts, counts = rows(decoder, '', max_length=8)
+  assert len(texts) > 1 and all(row.tokens[0] == 300 for row in texts)
+  assert np.concatenate([row.tokens[1:] for row in texts]).tolist() == decoder.encode(
+      SAMPLE)[:sum(len(row.tokens) - 1 for row in texts)]
+  assert counts['too_short'] + len(texts) == -(-len(decoder.encode(SAMPLE)) // 7)
+
+
+def test_a_copied_tokenizer_keeps_what_config_json_said(tmp_path):
+  write_json_tokenizer(tmp_path / 'a')
+  (tmp_path / 'a' / 'tokenizer_config.json').write_text('{"model_max_length": 9}')
+  (tmp_path / 'a' / 'config.json').write_text(json.dumps(
+      dict(eos_token_id=303, bos_token_id=300, pad_token_id=-1)))
+  first = tokenizers.load(tmp_path / 'a')
+  tokenizers.copy(first, tmp_path / 'b')
+  second = tokenizers.load(tmp_path / 'b')
+  for name in ('eos_id', 'bos_id', 'pad_id', 'prefix_ids', 'suffix_ids', 'size', 'digest'):
+    assert getattr(first, name) == getattr(second, name), name
+  assert (second.eos_id, second.pad_id, second.bos_id) == (303, 303, 300)
+  assert json.loads((tmp_path / 'b' / 'tokenizer_config.json').read_text()
+                    )['model_max_length'] == 9
 
 
 def test_seqio_sees_the_same_tokens(pair):
@@ -261,4 +324,18 @@ def test_settings_of_an_import_are_checked_first(init_from, steps, told):
   config = studies.config()
   config.draft.init_from, config.draft.train.steps = init_from, steps
   with pytest.raises(ValueError, match=told):
+    checks.check(config)
+
+
+def test_an_import_brings_its_vocabulary_and_its_family(pair):
+  config = studies.config()
+  config.draft.init_from = str(pair / 'draft')
+  checks.check(config)
+  config.task.vocabulary = 'other.model'
+  with pytest.raises(ValueError, match='vocabulary is \'other.model\', but config.draft.init_from'):
+    checks.check(config)
+  config.task.vocabulary = None
+  config.target.model = common.t5()
+  with pytest.raises(ValueError, match="config.target.model.family is 't5' and "
+                                       "config.draft.init_from is of the family 'decoder'"):
     checks.check(config)

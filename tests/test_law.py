@@ -72,6 +72,27 @@ def test_speculative_samples_follow_the_targets_law(case):
   assert _p_value(case, rules.Exact()) > 1e-3 / len(CASES)
 
 
+@pytest.mark.parametrize('case', ['plain', 'top_k_and_p', 'greedy_draft'])
+def test_block_verification_follows_the_targets_law(case):
+  assert _p_value(case, rules.Block()) > 1e-3 / 3
+
+
+def test_block_verification_keeps_eleven_ninths():
+  """The toy of Sun et al. 2024: two drafted tokens, laws (1/3, 2/3) and (2/3, 1/3) throughout.
+
+  Token verification keeps 10/9 tokens in expectation, block verification 11/9.
+  """
+  count = 200_000
+  target, draft = jnp.log(jnp.asarray([1 / 3, 2 / 3])), jnp.log(jnp.asarray([2 / 3, 1 / 3]))
+  keys = jax.random.split(jax.random.key(0), (2, count))
+  tokens_bg = jax.vmap(lambda key: jax.random.categorical(key, draft, shape=(2,)))(keys[0])
+  proposal = structs.Proposal(tokens_bg, jnp.broadcast_to(draft, (count, 2, 2)), None)
+  target_btv = jnp.broadcast_to(target, (count, 3, 2))
+  for rule, expected in ((rules.Exact(), 10 / 9), (rules.Block(), 11 / 9)):
+    kept = float(jax.jit(rule)(target_btv, proposal, keys[1]).num_accepted_b.mean())
+    assert abs(kept - expected) < 4 * 0.9 / np.sqrt(count)
+
+
 @dataclasses.dataclass(frozen=True)
 class ResidualForgotten:
   """A classic slip: the correction token drawn from the target, not from the residual."""

@@ -190,6 +190,14 @@ def test_every_parameter_receives_gradient(version):
     assert np.all(np.abs(used).reshape(used.shape[0], -1).max(axis=1) > 0), name
 
 
+def test_tied_head_is_the_embedding_over_the_root_of_the_width():
+  module = models.tiny_t5(0, **VERSIONS['v1.0']).module
+  features = jax.random.normal(jax.random.key(0), (2, 3, 16))
+  np.testing.assert_allclose(module.logits(features),
+                             features @ module.embedding_vd[...].T / 4, atol=1e-5)
+  assert module.head_dv is None and module.decoder_layers.mlp.gate_df is None
+
+
 @pytest.mark.parametrize('fields, message', [
     (dict(width=0), 't5: width is 0; it must be at least 1'),
     (dict(relative_buckets=6), 'relative_buckets is 6; it must be a multiple of 4'),
@@ -319,6 +327,7 @@ def batch(rows=8, **fields):
   rng = np.random.default_rng(0)
   prompts = rng.integers(2, 5, rows).astype(np.int32)
   lengths = (prompts + rng.integers(2, 7, rows)).astype(np.int32)
+  prompts[0], lengths[0] = 4, WIDTH  # a row without padding: nothing of it may be read twice
   position = np.arange(WIDTH)[None]
   tokens = rng.integers(2, models.VOCAB, (rows, WIDTH))
   return structs.Batch(

@@ -72,6 +72,15 @@ def _json_lines(path: str, inputs_field: str, targets_field: str) -> Iterator[sp
   if not targets_field:
     raise ValueError("task.targets_field is empty; it names the text to learn, for example "
                      "'answer'.")
+  for number, record in json_objects(path):
+    place = f"'{path}', line {number}"
+    inputs = _field(record, inputs_field, place, 'inputs_field') if inputs_field else None
+    targets = _field(record, targets_field, place, 'targets_field')
+    yield splits.Example(inputs, targets, f'{path}:{number}')
+
+
+def json_objects(path: str) -> Iterator[tuple[int, dict]]:
+  """(line number, object) of a `.jsonl[.gz]` file. Raises ValueError on a line without one."""
   for number, line in _lines(path):
     if not line.strip():
       continue
@@ -82,25 +91,27 @@ def _json_lines(path: str, inputs_field: str, targets_field: str) -> Iterator[sp
       raise ValueError(f'{place}, is not JSON: {error}.') from error
     if not isinstance(record, dict):
       raise ValueError(f'{place}, is a JSON {type(record).__name__}; it must be an object with '
-                       f"the field '{targets_field}'.")
-    inputs = _field(record, inputs_field, place, 'inputs_field') if inputs_field else None
-    targets = _field(record, targets_field, place, 'targets_field')
-    yield splits.Example(inputs, targets, f'{path}:{number}')
+                       'named fields.')
+    yield number, record
+
+
+def check_text(value: object, name: str, place: str) -> str:
+  """`value` where it is a string that UTF-8 can hold; else a ValueError that names it."""
+  if not isinstance(value, str):
+    raise ValueError(f"{place}: the field '{name}' must be a string; it is {value!r:.60}.")
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(f"{place}: the field '{name}' has a lone surrogate at character "
+                     f'{error.start}, which is no text.') from error
+  return value
 
 
 def _field(record: dict, field: str, place: str, setting: str) -> str:
   if field not in record:
     raise ValueError(f"{place}, has no field '{field}' (task.{setting}); it has "
                      f'{", ".join(map(repr, record)) or "none"}.')
-  value = record[field]
-  if not isinstance(value, str):
-    raise ValueError(f"{place}: the field '{field}' must be a string; it is {value!r:.60}.")
-  try:
-    value.encode()
-  except UnicodeEncodeError as error:
-    raise ValueError(f"{place}: the field '{field}' has a lone surrogate at character "
-                     f'{error.start}, which is no text.') from error
-  return value
+  return check_text(record[field], field, place)
 
 
 def _paragraphs(path: str) -> Iterator[splits.Example]:

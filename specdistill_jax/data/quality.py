@@ -1,4 +1,4 @@
-"""How good the generated text is: exact answers, ROUGE-2, BLEU, all in per cent.
+"""How good the generated text is: exact answers, ROUGE, BLEU, all in per cent.
 
 The libraries do the counting; they are imported where they are used, so that whoever needs
 no metric does not wait for them.
@@ -6,12 +6,17 @@ no metric does not wait for them.
 
 from collections.abc import Callable, Sequence
 import decimal
+import functools
 import re
 
 Metric = Callable[[Sequence[str], Sequence[str]], float]
 
 ANSWER_MARK = '####'
 _NUMBER = re.compile(r'-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?')
+# What a chain of thought ends in.
+_STATED = re.compile(r'answer is:?', re.IGNORECASE)
+# An option, with or without its brackets and its text.
+_OPTION = re.compile(r'\(([a-z])\)')
 # The sign belongs to the number unless it stands between two operands.
 _LAST_NUMBER = re.compile(r'(?<![\d.,])(?:(?<!\w)-)?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?')
 
@@ -53,11 +58,33 @@ def answer(text: str) -> str | decimal.Decimal:
   return _value(numbers[-1]) if numbers else text.strip()
 
 
-def rouge2(references: Sequence[str], predictions: Sequence[str]) -> float:
-  """Mean ROUGE-2 F-measure, stemmed as is usual for summaries (rouge-score)."""
+def exact_answer(references: Sequence[str], predictions: Sequence[str]) -> float:
+  """Share of predictions whose last stated answer is the reference, as BIG-bench-hard scores.
+
+  Stated is what follows the last `answer is` on its line, else the last line; case, a closing
+  full stop, quotation marks and the brackets of an option, `(B)`, make no difference.
+  """
+  hits = sum(_plain(r) == _plain(_stated(p)) for r, p in zip(references, predictions))
+  return 100.0 * hits / len(references)
+
+
+def _stated(text: str) -> str:
+  *before, last = _STATED.split(text.strip())
+  return last.strip().split('\n')[0] if before else last.split('\n')[-1]
+
+
+def _plain(text: str) -> str:
+  text = text.strip().rstrip('.').strip(' *"\'`').casefold()
+  if option := _OPTION.match(text):
+    return option[1]
+  return ' '.join(text.split())
+
+
+def rouge(kind: str, references: Sequence[str], predictions: Sequence[str]) -> float:
+  """Mean F-measure of a ROUGE, stemmed as is usual for summaries (rouge-score)."""
   from rouge_score import rouge_scorer  # pylint: disable=g-import-not-at-top
-  scorer = rouge_scorer.RougeScorer(['rouge2'], use_stemmer=True)
-  scores = [scorer.score(r, p)['rouge2'].fmeasure for r, p in zip(references, predictions)]
+  scorer = rouge_scorer.RougeScorer([kind], use_stemmer=True)
+  scores = [scorer.score(r, p)[kind].fmeasure for r, p in zip(references, predictions)]
   return 100.0 * sum(scores) / len(scores)
 
 
@@ -71,4 +98,7 @@ def _value(number: str) -> decimal.Decimal:
   return decimal.Decimal(number.replace(',', '').replace('$', ''))
 
 
-METRICS: dict[str, Metric] = {'accuracy': accuracy, 'rouge2': rouge2, 'bleu': bleu}
+METRICS: dict[str, Metric] = {
+    'accuracy': accuracy, 'exact_answer': exact_answer,
+    'rouge1': functools.partial(rouge, 'rouge1'), 'rouge2': functools.partial(rouge, 'rouge2'),
+    'rougeL': functools.partial(rouge, 'rougeL'), 'bleu': bleu}

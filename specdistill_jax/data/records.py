@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from specdistill_jax import structs
+from specdistill_jax.data import splits
+
 
 _HEADER = struct.Struct('<4I')
 
@@ -18,16 +20,20 @@ class Row:
 
   Attributes:
     tokens: int32 `[n]`.
-    prompt_length: leading tokens that are the prompt, 0 < prompt_length < n.
-    loss_mask: uint8 `[n]`, 1 where predicting the token is to be learnt.
-    reference: text of the completion.
+    prompt_length: leading tokens that are the prompt, 0 < prompt_length < n; n in a row for
+      evaluation only.
+    loss_mask: uint8 `[n]`, 1 where predicting the token is to be learnt; 0 in a row for
+      evaluation only.
+    reference: text of the completion, '' where none is known.
     document: id of the document it comes from.
+    category: that its file gives it, so that reports can group by it; or ''.
   """
   tokens: np.ndarray
   prompt_length: int
   loss_mask: np.ndarray
   reference: str
   document: str
+  category: str = ''
 
 
 def check(row: Row, split: str, index: int, metadata: Mapping[str, Any]) -> None:
@@ -36,16 +42,24 @@ def check(row: Row, split: str, index: int, metadata: Mapping[str, Any]) -> None
   length = len(row.tokens)
   if length > metadata['max_length']:
     raise ValueError(f"{place} has {length} tokens; max_length is {metadata['max_length']}.")
-  if not 0 < row.prompt_length < length:
+  if not 0 < row.prompt_length <= length:
     raise ValueError(f'{place} has a prompt of {row.prompt_length} of its {length} tokens; '
-                     'prompt and completion need at least one each.')
-  outside = (row.tokens < 0) | (row.tokens >= metadata['vocab_size'])
-  if outside.any():
-    raise ValueError(f'{place} has the token id {row.tokens[outside][0]}, outside the '
+                     'a prompt needs at least one.')
+  low, high = row.tokens.min(), row.tokens.max()
+  if low < 0 or high >= metadata['vocab_size']:
+    raise ValueError(f'{place} has the token id {low if low < 0 else high}, outside the '
                      f"vocabulary of {metadata['vocab_size']}.")
-  if row.loss_mask.shape != row.tokens.shape or not np.isin(row.loss_mask, (0, 1)).all():
+  if row.loss_mask.shape != row.tokens.shape or row.loss_mask.max() > 1:
     raise ValueError(f'{place} needs a loss mask of {length} zeros and ones, '
                      f'not {row.loss_mask}.')
+  if metadata.get('kind') == splits.PROMPTS:
+    if row.prompt_length < length or row.loss_mask.any():
+      raise ValueError(f'{place} is for evaluation only: all its {length} tokens must be its '
+                       f'prompt, not {row.prompt_length}, and none may be learnt.')
+    return
+  if row.prompt_length == length:
+    raise ValueError(f'{place} has a prompt of {row.prompt_length} of its {length} tokens; '
+                     'prompt and completion need at least one each.')
   if not row.loss_mask[1:].any():
     raise ValueError(f'{place} has no token to learn: its loss mask is 0 throughout. '
                      '(The first token counts for nothing, it is never predicted.)')
@@ -79,20 +93,23 @@ def widths(rows: Sequence[Row]) -> structs.Widths:
 
 
 def pack(row: Row) -> bytes:
-  """The record of a row: a header of four sizes, tokens, mask, reference, document."""
+  """The record of a row: a header of four sizes, tokens, mask, and three texts."""
   reference, document = row.reference.encode(), row.document.encode()
   header = _HEADER.pack(len(row.tokens), row.prompt_length, len(reference), len(document))
   return b''.join((header, row.tokens.astype('<i4').tobytes(),
-                   row.loss_mask.astype(np.uint8).tobytes(), reference, document))
+                   row.loss_mask.astype(np.uint8).tobytes(), reference, document,
+                   row.category.encode()))
 
 
 def unpack(record: bytes) -> Row:
   """The row of a record."""
-  length, prompt_length, reference_size, _ = _HEADER.unpack_from(record)
+  length, prompt_length, reference_size, document_size = _HEADER.unpack_from(record)
   mask_at = _HEADER.size + 4 * length
   text_at = mask_at + length
+  document_at = text_at + reference_size
+  category_at = document_at + document_size
   return Row(
       np.frombuffer(record, '<i4', length, _HEADER.size).astype(np.int32), prompt_length,
       np.frombuffer(record, np.uint8, length, mask_at),
-      record[text_at:text_at + reference_size].decode(),
-      record[text_at + reference_size:].decode())
+      record[text_at:document_at].decode(), record[document_at:category_at].decode(),
+      record[category_at:].decode())

@@ -16,12 +16,11 @@ from array_record.python import array_record_module
 import grain
 import numpy as np
 
-from specdistill_jax import structs
 from specdistill_jax.data import records
 
 SOURCES = ('fixed', 'target', 'draft')
 ROWS_PER_FILE = 1 << 17
-_FORMAT = 1
+_FORMAT = 2  # 2: lengths of prompts in the metadata, categories in the rows
 
 Row = records.Row
 
@@ -36,7 +35,8 @@ def write(directory: str | os.PathLike, split: str, rows: Iterable[Row],
     rows: at least one.
     metadata: at least vocab_size, vocabulary_digest, max_length and source (fixed | target |
       draft); what JSON can hold. Added here: num_rows, num_tokens, num_loss_tokens,
-      longest_row, longest_prompt, longest_completion, files.
+      longest_row, longest_prompt, shortest_prompt, longest_completion
+      (in tokens), files.
 
   Raises:
     ValueError: the split is there already, there is no row, or a row is unfit.
@@ -48,7 +48,7 @@ def write(directory: str | os.PathLike, split: str, rows: Iterable[Row],
                      'Remove it, or write elsewhere.')
   directory.mkdir(parents=True, exist_ok=True)
   counts = dict(num_rows=0, num_tokens=0, num_loss_tokens=0, longest_row=0, longest_prompt=0,
-                longest_completion=0)
+                shortest_prompt=metadata['max_length'], longest_completion=0)
   files, numbered = [], enumerate(rows)
   for first in numbered:
     path = directory / f'{split}-{len(files):05d}.array_record'
@@ -58,13 +58,7 @@ def write(directory: str | os.PathLike, split: str, rows: Iterable[Row],
       for index, row in itertools.chain([first], itertools.islice(numbered, ROWS_PER_FILE - 1)):
         records.check(row, split, index, metadata)
         writer.write(records.pack(row))
-        counts['num_rows'] += 1
-        counts['num_tokens'] += len(row.tokens)
-        counts['num_loss_tokens'] += int(row.loss_mask[1:].sum())
-        counts['longest_row'] = max(counts['longest_row'], len(row.tokens))
-        counts['longest_prompt'] = max(counts['longest_prompt'], row.prompt_length)
-        counts['longest_completion'] = max(counts['longest_completion'],
-                                           len(row.tokens) - row.prompt_length)
+        _count(counts, row)
     finally:
       writer.close()
     os.replace(f'{path}.incomplete', path)
@@ -73,6 +67,17 @@ def write(directory: str | os.PathLike, split: str, rows: Iterable[Row],
     raise ValueError(f"The split '{split}' is empty: there is no row to write in '{directory}'.")
   _write_json(directory / f'{split}.json',
               {**metadata, **counts, 'split': split, 'files': files, 'format': _FORMAT})
+
+
+def _count(counts: dict[str, int], row: Row) -> None:
+  counts['num_rows'] += 1
+  counts['num_tokens'] += len(row.tokens)
+  counts['num_loss_tokens'] += int(np.count_nonzero(row.loss_mask[1:]))
+  counts['longest_row'] = max(counts['longest_row'], len(row.tokens))
+  counts['longest_prompt'] = max(counts['longest_prompt'], row.prompt_length)
+  counts['shortest_prompt'] = min(counts['shortest_prompt'], row.prompt_length)
+  counts['longest_completion'] = max(counts['longest_completion'],
+                                     len(row.tokens) - row.prompt_length)
 
 
 def exists(directory: str | os.PathLike, split: str) -> bool:
@@ -153,12 +158,9 @@ def batches(directory: str | os.PathLike, split: str, *, batch_size: int, max_le
     ValueError: arguments that cannot be met; while iterating, a batch without any token to
       learn.
   """
-  source, metadata = rows(directory, split), read_metadata(directory, split)
-  _check_batching(source, batch_size, max_length, metadata, process_index, process_count,
-                  drop_remainder)
-  # Shards of older workdirs did not count them; then rows are read at their full width.
-  widths = (structs.Widths(metadata['longest_prompt'], metadata['longest_completion'])
-            if 'longest_prompt' in metadata else None)
+  source = rows(directory, split)
+  _check_batching(source, batch_size, max_length, read_metadata(directory, split),
+                  process_index, process_count, drop_remainder)
   dataset = grain.MapDataset.source(source).seed(seed)
   if shuffle:
     dataset = dataset.shuffle()
@@ -167,7 +169,7 @@ def batches(directory: str | os.PathLike, split: str, *, batch_size: int, max_le
     dataset = dataset[:len(source) // batch_size * batch_size]
   dataset = dataset[process_index::process_count].batch(
       batch_size // process_count, drop_remainder=drop_remainder,
-      batch_fn=lambda batch: records.collate(batch, max_length, split, widths))
+      batch_fn=lambda batch: records.collate(batch, max_length, split))
   dataset = dataset.repeat(num_epochs)
   return iter(dataset.to_iter_dataset(
       grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
@@ -175,9 +177,15 @@ def batches(directory: str | os.PathLike, split: str, *, batch_size: int, max_le
 
 def validation_prompts(directory: str | os.PathLike, num_prompts: int,
                        seed: int) -> list[tuple[list[int], str]]:
-  """Prompts for evaluation, each with its reference text, drawn without replacement.
+  """Prompts of `validation_rows`, each with its reference text."""
+  return [(row.tokens[:row.prompt_length].tolist(), row.reference)
+          for row in validation_rows(directory, num_prompts, seed)]
 
-  More prompts under the same seed begin with the fewer ones.
+
+def validation_rows(directory: str | os.PathLike, num_prompts: int, seed: int) -> list[Row]:
+  """Rows for evaluation, drawn without replacement; their categories are in them.
+
+  More rows under the same seed begin with the fewer ones.
 
   Raises:
     ValueError: there are fewer held-out rows than `num_prompts`.
@@ -187,8 +195,7 @@ def validation_prompts(directory: str | os.PathLike, num_prompts: int,
     raise ValueError(f'evaluate.num_prompts is {num_prompts}; the validation split in '
                      f"'{directory}' has {len(held_out)} rows, so give 1 to {len(held_out)}.")
   order = np.random.default_rng(seed).permutation(len(held_out))[:num_prompts]
-  chosen = [held_out[int(index)] for index in order]
-  return [(row.tokens[:row.prompt_length].tolist(), row.reference) for row in chosen]
+  return [held_out[int(index)] for index in order]
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 PAIRS = 'pairs'
 LANGUAGE_MODELLING = 'language modelling'
+PROMPTS = 'prompts'  # for evaluation only, without completions
 
 
 class Example(NamedTuple):
@@ -16,10 +17,16 @@ class Example(NamedTuple):
     inputs: the prompt, or None in language modelling.
     targets: the completion; the whole text in language modelling.
     document: id of the document it comes from; a document is never on both sides of a split.
+    category: that its file gives it, or ''.
+    turns: (role, text) of a conversation in order, role `system`, `user` or `assistant`; the
+      last is the assistant's. Empty where there is no conversation; else `inputs` and `targets`
+      are what the other side and the assistant say in it.
   """
   inputs: str | None
   targets: str
   document: str
+  category: str = ''
+  turns: tuple[tuple[str, str], ...] = ()
 
 
 def split(examples: Sequence[Example], fraction: float,

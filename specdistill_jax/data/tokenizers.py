@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -19,8 +20,10 @@ from specdistill_jax.data import vocabulary as vocabulary_lib
 
 JSON_FILE = 'tokenizer.json'
 OWN_FILE = 'vocabulary.model'
-SENTENCEPIECE_FILES = ('tokenizer.model', 'spiece.model')
-SIDE_FILES = ('tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
+T5_FILE = 'spiece.model'
+SENTENCEPIECE_FILES = ('tokenizer.model', T5_FILE)
+SETTINGS_FILE = 'tokenizer_config.json'
+SIDE_FILES = (SETTINGS_FILE, 'special_tokens_map.json', 'added_tokens.json',
               'chat_template.jinja')
 T5_EXTRA_IDS = 100
 
@@ -55,9 +58,14 @@ def load(path: str | os.PathLike) -> Any:
 def copy(vocabulary: Any, directory: pathlib.Path) -> None:
   """Writes a vocabulary's files to `directory`, from where `load` makes it again."""
   directory.mkdir(parents=True, exist_ok=True)
+  if isinstance(vocabulary, vocabulary_lib.Vocabulary):
+    shutil.copyfile(vocabulary.path, directory / OWN_FILE)
+    return
   for path in vocabulary.files:
-    name = OWN_FILE if isinstance(vocabulary, vocabulary_lib.Vocabulary) else path.name
-    shutil.copyfile(path, directory / name)
+    shutil.copyfile(path, directory / path.name)
+  # What config.json said of special tokens, since that stays behind.
+  (directory / SETTINGS_FILE).write_text(
+      json.dumps(vocabulary.settings, indent=2, ensure_ascii=False), encoding='utf-8')
 
 
 class _Tokenizer:
@@ -72,6 +80,9 @@ class _Tokenizer:
     eos_id: ends a text.
     bos_id: begins one, or None.
     prefix_ids: what every row begins with: the start token where the tokenizer adds one.
+    suffix_ids: what closes a prompt: the end token where the tokenizer adds it and no start
+      token, as T5's do. (Of a tokenizer that adds both, a decoder's, the end token is for
+      complete texts: a prompt goes on.)
     digest: SHA-256 over ids and their tokens: equal digests mean equal vocabularies.
   """
 
@@ -79,7 +90,7 @@ class _Tokenizer:
     self.path = directory
     self.files = tuple(directory / file for file in (name, *SIDE_FILES)
                        if (directory / file).is_file())
-    self._settings = _read_json(directory / 'tokenizer_config.json')
+    self._settings = _read_json(directory / SETTINGS_FILE)
     self._model_config = _read_json(directory / 'config.json')
     self._tokens = tokens
     self.size = max(tokens.values()) + 1
@@ -95,6 +106,15 @@ class _Tokenizer:
     pad_id = find_id('pad')
     self.pad_id = self.eos_id if pad_id is None else pad_id
 
+  @property
+  def settings(self) -> dict[str, Any]:
+    """tokenizer_config.json with its special tokens named, whichever file they are from."""
+    names = {index: token for token, index in self._tokens.items()}
+    found = dict(eos_token=self.eos_id, bos_token=self.bos_id, pad_token=self.pad_id)
+    named = {name: names[index] for name, index in found.items() if index in names}
+    return {**named, **{name: value for name, value in self._settings.items()
+                        if value is not None or name not in named}}
+
   def _special(self, kind: str, default: int | None) -> int | None:
     token = self._settings.get(f'{kind}_token')
     token = token['content'] if isinstance(token, dict) else token
@@ -104,7 +124,8 @@ class _Tokenizer:
                          'which the tokenizer does not have')
       return self._tokens[token]
     found = self._model_config.get(f'{kind}_token_id', default)
-    return found[0] if isinstance(found, list) else default if found is None else found
+    found = found[0] if isinstance(found, list) else default if found is None else found
+    return None if found is None or found < 0 else found  # the first llamas pad with -1
 
   def _checked(self, tokens: Sequence[int]) -> list[int]:
     ids = [int(token) for token in tokens]
@@ -128,15 +149,18 @@ class JsonTokenizer(_Tokenizer):
     self._tokenizer.no_truncation()
     super().__init__(directory, JSON_FILE, self._tokenizer.get_vocab(with_added_tokens=True))
     self._set_special()
-    self.prefix_ids = self._prefix()
+    self.prefix_ids, self.suffix_ids = self._surroundings()
 
-  def _prefix(self) -> tuple[int, ...]:
+  def _surroundings(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the tokenizer puts before a text, and behind one with nothing before it."""
     wanted = self._settings.get('add_bos_token')
-    with_special, plain = (self._tokenizer.encode('a', add_special_tokens=added).ids
-                           for added in (True, False))
-    begins = bool(with_special) and with_special[:len(plain)] != plain
-    adds = begins and with_special[0] == self.bos_id if wanted is None else wanted
-    return (self.bos_id,) if adds and self.bos_id is not None else ()
+    whole, plain = (self._tokenizer.encode('a', add_special_tokens=added).ids
+                    for added in (True, False))
+    begins = bool(whole) and whole[:len(plain)] != plain
+    adds = begins and whole[0] == self.bos_id if wanted is None else wanted
+    if adds and self.bos_id is not None:
+      return (self.bos_id,), ()
+    return (), (self.eos_id,) if whole == [*plain, self.eos_id] else ()
 
   def encode(self, text: str) -> list[int]:
     """Token ids of `text`, without start and end tokens."""
@@ -164,21 +188,31 @@ class SentencePieceTokenizer(_Tokenizer):
       raise ValueError(f'{directory / name} is not a SentencePiece model') from error
     pieces = {self._processor.id_to_piece(index): index
               for index in range(self._processor.get_piece_size())}
-    added = _added_tokens(directory, len(pieces), is_t5=name == 'spiece.model')
+    added = _added_tokens(directory, len(pieces), is_t5=name == T5_FILE)
     super().__init__(directory, name, pieces | added)
+    longest_first = sorted(added, key=len, reverse=True)
+    self._added = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if added else None
     own = lambda index: None if index < 0 else index
     self._set_special(eos=own(self._processor.eos_id()), bos=own(self._processor.bos_id()),
                       pad=own(self._processor.pad_id()))
     adds = self._settings.get('add_bos_token', self._processor.bos_id() >= 0)
     self.prefix_ids = (self.bos_id,) if adds and self.bos_id is not None else ()
+    self.suffix_ids = (self.eos_id,) if name == T5_FILE else ()
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of `text`, without start and end tokens; added tokens are not looked for."""
-    return self._processor.encode(text)
+    """Token ids of `text`, without start and end tokens."""
+    if self._added is None:
+      return self._processor.encode(text)
+    ids = []
+    for index, piece in enumerate(self._added.split(text)):
+      ids += [self._tokens[piece]] if index % 2 else self._processor.encode(piece)
+    return ids
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, as `encode` gives them."""
-    return self._processor.encode(list(texts))
+    if self._added is None or not any(map(self._added.search, texts)):
+      return self._processor.encode(list(texts))
+    return [self.encode(text) for text in texts]
 
   def decode(self, tokens: Sequence[int]) -> str:
     """Text of `tokens`; special and added ones have none. Raises on ids outside the size."""
@@ -188,7 +222,7 @@ class SentencePieceTokenizer(_Tokenizer):
 
 def _added_tokens(directory: pathlib.Path, count: int, is_t5: bool) -> dict[str, int]:
   """Tokens that a directory's JSON files add to a SentencePiece model, by content."""
-  settings = _read_json(directory / 'tokenizer_config.json')
+  settings = _read_json(directory / SETTINGS_FILE)
   added = {token: index for token, index in _read_json(directory / 'added_tokens.json').items()}
   for index, token in settings.get('added_tokens_decoder', {}).items():
     added[token['content']] = int(index)

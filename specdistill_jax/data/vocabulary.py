@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 
+import numpy as np
 import sentencepiece
 
 from specdistill_jax import structs
@@ -40,6 +41,7 @@ class Vocabulary:
   eos_id = structs.EOS_ID
   bos_id = None
   prefix_ids = ()  # what every row begins with
+  suffix_ids = ()  # what closes a prompt
 
   def __init__(self, path: str | os.PathLike):
     """Reads the model. Raises ValueError where `path` is no vocabulary of this project."""
@@ -64,17 +66,28 @@ class Vocabulary:
     """Token ids of `text`, without an end token."""
     return self._processor.encode(text)
 
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, as `encode` gives them."""
+    return self._processor.encode(list(texts))
+
   def decode(self, tokens: Sequence[int]) -> str:
     """Text of `tokens`; padding and end tokens have none. Raises on ids outside the size."""
-    ids = [int(token) for token in tokens]
-    for token in ids:
+    ids = np.asarray(tokens, np.int64).tolist()
+    for token in (min(ids), max(ids)) if ids else ():
       if not 0 <= token < self.size:
         raise ValueError(f'Token id {token} is outside the vocabulary of {self.size} ids.')
     return self._processor.decode(ids)
 
 
-def train(texts: Iterable[str], path: str | os.PathLike, vocab_size: int) -> Vocabulary:
+def train(texts: Iterable[str], path: str | os.PathLike, vocab_size: int,
+          symbols: Sequence[str] = ()) -> Vocabulary:
   """Trains a vocabulary on `texts` and writes it to `path`. The same texts give the same file.
+
+  Args:
+    texts: to train on.
+    path: of the model file.
+    vocab_size: number of token ids.
+    symbols: texts that are always one token, such as the marks of a chat template.
 
   Raises:
     ValueError: the text is empty, or has too few or too many different pieces for the size.
@@ -86,7 +99,7 @@ def train(texts: Iterable[str], path: str | os.PathLike, vocab_size: int) -> Voc
   model = io.BytesIO()
   try:
     _train(sentence_iterator=iter(lines[::stride]), model_writer=model,
-           vocab_size=vocab_size)
+           vocab_size=vocab_size, user_defined_symbols=['\n', *symbols])
   except RuntimeError as error:
     raise ValueError(_sentence(str(error), vocab_size)) from error
   pathlib.Path(path).write_bytes(model.getvalue())
@@ -99,7 +112,7 @@ _train = functools.partial(
     pad_id=structs.PAD_ID, eos_id=structs.EOS_ID, unk_id=UNKNOWN_ID, bos_id=-1,
     # Lossless: see the head of this file.
     byte_fallback=True, normalization_rule_name='identity', add_dummy_prefix=False,
-    remove_extra_whitespaces=False, user_defined_symbols=['\n'],
+    remove_extra_whitespaces=False,
     # Runs of spaces indent code; digits one by one make arithmetic learnable.
     allow_whitespace_only_pieces=True, split_digits=True,
     character_coverage=0.9995, max_sentence_length=1 << 24)

@@ -93,6 +93,29 @@ def split_rows(key_b: jax.Array, num: int) -> jax.Array:
 
 
 def categorical(key_b: jax.Array, log_probs_bv: jax.Array) -> jax.Array:
-  """One draw a row from normalised or unnormalised log-probabilities: int32 `[b]`."""
-  draw = lambda key, log_probs_v: jax.random.categorical(key, log_probs_v)
-  return jax.vmap(draw)(key_b, log_probs_bv).astype(jnp.int32)
+  """One draw a row from normalised or unnormalised log-probabilities: int32 `[b]`.
+
+  Inverse-transform sampling in two levels, a block of tokens and then a token within it, each
+  with a uniform draw of its own: two random numbers a row where the Gumbel trick takes `v`,
+  and a finer resolution than a single 23-bit uniform has. A token of probability zero is
+  never drawn: a draw lies strictly below the total, and only a positive weight steps past it.
+  """
+  b, num_tokens = log_probs_bv.shape
+  width = 1 << ((num_tokens - 1).bit_length() + 1) // 2  # blocks about as many as their tokens
+  num_blocks = -(-num_tokens // width)
+  weights_bv = jnp.exp(log_probs_bv - jnp.max(log_probs_bv, axis=-1, keepdims=True))
+  padded_bv = jnp.pad(weights_bv, ((0, 0), (0, num_blocks * width - num_tokens)))
+  weights = padded_bv.reshape(b, num_blocks, width)
+  uniform_b2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(key_b)
+  block_b = _invert(jnp.sum(weights, axis=-1), uniform_b2[:, 0])
+  within = jnp.take_along_axis(weights, block_b[:, None, None], axis=1)[:, 0]
+  return (block_b * width + _invert(within, uniform_b2[:, 1])).astype(jnp.int32)
+
+
+def _invert(weights: jax.Array, uniform_b: jax.Array) -> jax.Array:
+  """The first index whose cumulative weight exceeds `uniform` of the total: `[b, w] -> [b]`."""
+  width = weights.shape[-1]
+  # A masked sum: log-depth scans are many small steps, and the widths here are small.
+  through = jnp.tril(jnp.ones((width, width), weights.dtype))
+  cumulative = jnp.sum(weights[:, None, :] * through, axis=-1)
+  return jnp.sum(cumulative <= uniform_b[:, None] * cumulative[:, -1:], axis=-1)

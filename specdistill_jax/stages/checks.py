@@ -13,9 +13,14 @@ from typing import Any
 
 import ml_collections
 
+from specdistill_jax.data import chat
+from specdistill_jax.data import quality
+from specdistill_jax.stages import sources
+from specdistill_jax.stages import task_checks
+
 Rule = Callable[[Any], str | None]  # a value -> what would be right, or None if it is
 
-TASKS = ('stdlib_docs', 'stdlib_docstrings', 'arithmetic', 'local_files')
+TASKS = sources.NAMES
 OBJECTIVES = ('forward_kl', 'reverse_kl', 'jsd', 'tvd', 'acceptance_nll', 'lk_hybrid')
 DATA_SOURCES = ('fixed', 'target', 'draft', 'draft_stored', 'fixed+draft', 'target+draft')
 DEFAULT_STUDENT_FRACTION = 0.5  # of configs/common.py: says that nobody asked for another
@@ -89,6 +94,14 @@ def _paths(value: Any) -> str | None:
   return None if all(is_path(x) or is_pair(x) for x in value) else wish
 
 
+def _chat_template(value: Any) -> str | None:
+  # A file is looked into when its turn comes.
+  if isinstance(value, str) and value.endswith('.json'):
+    return None
+  wish = one_of(*chat.TEMPLATES)(value)
+  return wish and f'{wish}, or the path of a .json file'
+
+
 POSITIVE = number('above 0', lambda x: x > 0)
 NOT_NEGATIVE = number('of at least 0', lambda x: x >= 0)
 FRACTION = number('from 0 to 1', lambda x: 0 <= x <= 1)
@@ -119,7 +132,9 @@ LEGAL = dict(
         max_examples=optional(whole(1)), validation_fraction=INNER_FRACTION,
         train_files=_paths, validation_files=_paths,
         inputs_field=lambda x: None if isinstance(x, str) else 'a string', targets_field=text,
-        metric=optional(one_of('accuracy', 'rouge2', 'bleu'))),
+        metric=optional(one_of(*quality.METRICS)), max_inputs=optional(whole(1)),
+        max_targets=optional(whole(1)), data_dir=optional(text), vocabulary=optional(text),
+        chat_template=optional(_chat_template), prompt_files=_paths),
     target=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=STEPS)),
     draft=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=STEPS)),
     distill=dict(
@@ -130,7 +145,7 @@ LEGAL = dict(
         seeds=each(whole(0)), control=truth, train=TRAIN),
     evaluate=dict(
         temperatures=each(NOT_NEGATIVE), gammas=each(whole(1)),
-        draft_sampling=one_of('sampled', 'greedy'), rule=one_of('exact'), epsilon=SHARE,
+        draft_sampling=one_of('sampled', 'greedy'), rule=one_of('exact', 'block'), epsilon=SHARE,
         batch_size=whole(1), num_prompts=whole(1), max_new_tokens=whole(1),
         bootstrap_samples=whole(1), **SAMPLING),
 )
@@ -182,26 +197,31 @@ def _check_model(model: Any, vocab_size: int, path: str) -> None:
     raise ValueError(f'config.{path} is wrong: {error}') from error
 
 
-def _check_init_from(section: Any, name: str) -> None:
-  """Where a model is imported from, so that a wrong path is not told after `prepare`."""
+def _check_init_from(section: Any, name: str) -> str:
+  """Where a model is imported from, so that a wrong path is not told after `prepare`.
+
+  Returns the family of the model, imported or not.
+  """
   if section.init_from is None:
     if section.train.steps == 0:
       raise ValueError(f'config.{name}.train.steps is 0; it must be a whole number of at least 1, '
                        f'or {name}.init_from must name the model to take as it is')
-    return
+    return section.model.get('family', 'decoder')
   from specdistill_jax.checkpoints import pretrained  # as above
   try:
-    pretrained.load_config(section.init_from)
+    return pretrained.load_config(section.init_from).family
   except ValueError as error:
     raise ValueError(f'config.{name}.init_from is {section.init_from!r}: {error}') from error
 
 
-def _check_same_family(config: Any) -> None:
+def _check_same_family(config: Any, families: dict[str, str]) -> None:
   """A decoder reads prompt and completion in one row, an encoder-decoder apart."""
-  kinds = [config[name].model.get('family', 'decoder') for name in ('target', 'draft')]
-  if kinds[0] != kinds[1]:
-    raise ValueError(f'config.target.model.family is {kinds[0]!r} and config.draft.model.family '
-                     f'{kinds[1]!r}; a draft must be of its target\'s family')
+  if len(set(families.values())) > 1:
+    told = ' and '.join(
+        f"config.{name}.{'model.family' if config[name].init_from is None else 'init_from'} "
+        f"{'is' if config[name].init_from is None else 'is of the family'} {family!r}"
+        for name, family in families.items())
+    raise ValueError(f'{told}; a draft must be of its target\'s family')
 
 
 def _check_train(train: Any, path: str, rows: int) -> None:
@@ -229,28 +249,11 @@ def _check_sections(config: Any) -> None:
                          f'{model}: give config.{model}, or set config.{stage} to None')
 
 
-def is_language_modelling(task: Any) -> bool:
-  """Rows are running text, of which the first `prompt_length` tokens serve as the prompt."""
-  return task.name == 'stdlib_docs' or (task.name == 'local_files' and not task.inputs_field)
-
-
-def _check_task(task: Any) -> None:
-  if task.name == 'local_files' and not task.train_files:
-    raise ValueError("config.task.train_files is (); the task 'local_files' needs at least one "
-                     "path, as in --config.task.train_files=\"('train.jsonl',)\"")
-  for field in ('train_files', 'validation_files'):
-    if task.name != 'local_files' and task[field]:
-      raise ValueError(f'config.task.{field} is {task[field]!r}, but the task is '
-                       f"{task.name!r}; only 'local_files' reads files")
-  if is_language_modelling(task) and task.prompt_length >= task.max_length:
-    raise ValueError(f'config.task.prompt_length is {task.prompt_length}; it must be below '
-                     f'task.max_length, {task.max_length}')
-
-
 def _check_new_tokens(task: Any, max_new_tokens: int, path: str) -> None:
-  room = task.max_length - (task.prompt_length if is_language_modelling(task) else 1)
+  is_text = task_checks.is_language_modelling(task)
+  room = task.max_length - (task.prompt_length if is_text else 1)
   if max_new_tokens > room:
-    prompt = f' less task.prompt_length, {task.prompt_length}' * is_language_modelling(task)
+    prompt = f' less task.prompt_length, {task.prompt_length}' * is_text
     raise ValueError(
         f'config.{path}.max_new_tokens is {max_new_tokens}; rows hold task.max_length tokens, '
         f'{task.max_length},{prompt} so that it must be at most {room}')
@@ -270,9 +273,9 @@ def _check_distill(distill: Any) -> None:
 
 
 def _check_evaluate(evaluate: Any) -> None:
-  if evaluate.rule == 'exact' and evaluate.epsilon != 1.0:
+  if evaluate.epsilon != 1.0:
     raise ValueError(f'config.evaluate.epsilon is {evaluate.epsilon}, but the rule '
-                     "'exact' is lossless; epsilon must be 1.0 with it")
+                     f'{evaluate.rule!r} is lossless; epsilon must be 1.0 with it')
   if evaluate.num_prompts % evaluate.batch_size:
     raise ValueError(f'config.evaluate.num_prompts is {evaluate.num_prompts}; it must be a '
                      f'multiple of evaluate.batch_size, {evaluate.batch_size}')
@@ -282,17 +285,18 @@ def check(config: ml_collections.ConfigDict) -> None:
   """Raises a ValueError of one sentence at the first misspelt, illegal or contradictory field."""
   _check_fields(config, LEGAL, '')
   _check_sections(config)
-  _check_task(config.task)
+  models = [name for name in ('target', 'draft') if config[name] is not None]
+  imported = [f'{name}.init_from' for name in models if config[name].init_from is not None]
+  task_checks.check(config.task, next(iter(imported), None))
   axes = [config.mesh[axis] for axis in config.mesh]
   if axes.count(-1) > 1:
     raise ValueError(f'config.mesh is {dict(config.mesh)}; only one of its axes may be -1')
   rows = math.prod(size for size in (config.mesh.data, config.mesh.fsdp) if size > 0)
-  for name in ('target', 'draft'):
-    if config[name] is not None:
-      _check_model(config[name].model, config.task.vocab_size, f'{name}.model')
-      _check_init_from(config[name], name)
-  if config.target is not None and config.draft is not None:
-    _check_same_family(config)
+  families = {}
+  for name in models:
+    _check_model(config[name].model, config.task.vocab_size, f'{name}.model')
+    families[name] = _check_init_from(config[name], name)
+  _check_same_family(config, families)
   for name in ('target', 'draft', 'distill'):
     if config[name] is not None:
       _check_train(config[name].train, f'{name}.train', rows)

@@ -86,12 +86,12 @@ def _arm(config, workdir, name, objective, data, rollout, *, seed, teacher, draf
 def _rollout(config, data: pathlib.Path, *, online: bool) -> rollouts.Rollout:
   """How continuations of the prompts in `data` are sampled."""
   settings = config.distill.rollout
-  lengths = [row.prompt_length for row in shards.rows(data, 'train')]
+  metadata = shards.read_metadata(data, 'train')
   is_mixture = online and '+' in config.distill.data_source
   return rollouts.Rollout(
       sampling=sampling_lib.Sampling(settings.temperature, settings.top_k, settings.top_p),
-      max_new_tokens=settings.max_new_tokens, prompt_width=max(lengths),
-      shortest_prompt=min(lengths),
+      max_new_tokens=settings.max_new_tokens, prompt_width=metadata['longest_prompt'],
+      shortest_prompt=metadata['shortest_prompt'],
       student_fraction=config.distill.student_fraction if is_mixture else 1.0)
 
 
