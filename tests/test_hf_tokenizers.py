@@ -276,8 +276,19 @@ def test_convert_there_and_back(pair, tmp_path, capsys):
   assert convert.main(['x', f'--source={ours}', f'--destination={theirs}']) == 2
 
 
+class Unmeasured:
+  """In place of the measurements during training: most of their time, and tested elsewhere."""
+
+  def __init__(self, *_, **__):
+    pass
+
+  def measure(self, _):
+    return {}
+
+
 def test_a_study_starts_from_imported_models(pair, tmp_path, monkeypatch):
   """Target as it is, draft fine-tuned and distilled, though their paddings differ."""
+  monkeypatch.setattr(train.heldout, 'HeldOut', Unmeasured)
   monkeypatch.setattr(sharding, 'make_mesh', lambda *a, make=sharding.make_mesh, **k: make(
       devices=jax.devices()[:1]))
   lines = [json.dumps(dict(inputs=f'{n} {text[:9]}', targets=text[9:].strip()))
