@@ -23,8 +23,8 @@ def study(name: str) -> ml_collections.ConfigDict:
       tensor=1,
   ))
   config.task = task()
-  config.target = ml_collections.ConfigDict(dict(model=decoder(), train=train()))
-  config.draft = ml_collections.ConfigDict(dict(model=decoder(), train=train()))
+  config.target = model_stage()
+  config.draft = model_stage()
   config.distill = distill()
   config.evaluate = evaluate()
   return config
@@ -54,6 +54,16 @@ def task() -> ml_collections.ConfigDict:
       targets_field='targets',
       # accuracy | exact_answer | rouge1 | rouge2 | rougeL | bleu; None: the task's own, if any.
       metric=_optional(str),
+  ))
+
+
+def model_stage() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      # A Hugging Face directory or one of ours: its shape, weights and tokenizer are taken, of
+      # `model` only dtype; train.steps of 0 leaves it as it is. None: trained from scratch.
+      init_from=_optional(str),
+      model=decoder(),
+      train=train(),
   ))
 
 

@@ -132,6 +132,9 @@ TRAIN = dict(
     weight_decay=NOT_NEGATIVE, b1=DECAY, b2=DECAY, clip_norm=optional(POSITIVE), dropout=DECAY,
     log_every=whole(1), eval_every=whole(1), checkpoint_every=whole(1),
     keep_checkpoints=whole(1))
+# An imported model may be taken as it is.
+STEPS = lambda x: (None if _is_whole(x) and x >= 0
+                   else 'a whole number of at least 1, or 0 with init_from')
 SAMPLING = dict(top_k=optional(whole(1)), top_p=optional(SHARE))
 
 # A nested dict is a section; `anything` marks what another function looks into.
@@ -147,8 +150,8 @@ LEGAL = dict(
         metric=optional(one_of(*quality.METRICS)), max_inputs=optional(whole(1)),
         max_targets=optional(whole(1)), data_dir=optional(text), vocabulary=optional(text),
         chat_template=optional(_chat_template), prompt_files=_paths),
-    target=dict(model=anything, train=TRAIN),
-    draft=dict(model=anything, train=TRAIN),
+    target=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=STEPS)),
+    draft=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=STEPS)),
     distill=dict(
         objective=one_of(*OBJECTIVES), beta=INNER_FRACTION, data_source=one_of(*DATA_SOURCES),
         student_fraction=FRACTION, normalisation=one_of('sequence', 'token'),
@@ -210,15 +213,36 @@ def _check_model(model: Any, vocab_size: int, path: str) -> None:
     raise ValueError(f'config.{path} is wrong: {error}') from error
 
 
-def _check_same_family(config: Any) -> None:
+def _check_init_from(section: Any, name: str) -> str:
+  """Where a model is imported from, so that a wrong path is not told after `prepare`.
+
+  Returns the family of the model, imported or not.
+  """
+  if section.init_from is None:
+    if section.train.steps == 0:
+      raise ValueError(f'config.{name}.train.steps is 0; it must be a whole number of at least 1, '
+                       f'or {name}.init_from must name the model to take as it is')
+    return section.model.get('family', 'decoder')
+  from specdistill_jax.checkpoints import pretrained  # as above
+  try:
+    return pretrained.load_config(section.init_from).family
+  except ValueError as error:
+    raise ValueError(f'config.{name}.init_from is {section.init_from!r}: {error}') from error
+
+
+def _check_same_family(config: Any, families: dict[str, str]) -> None:
   """A decoder reads prompt and completion in one row, an encoder-decoder apart."""
-  kinds = [config[name].model.get('family', 'decoder') for name in ('target', 'draft')]
-  if kinds[0] != kinds[1]:
-    raise ValueError(f'config.target.model.family is {kinds[0]!r} and config.draft.model.family '
-                     f'{kinds[1]!r}; a draft must be of its target\'s family')
+  if len(set(families.values())) > 1:
+    told = ' and '.join(
+        f"config.{name}.{'model.family' if config[name].init_from is None else 'init_from'} "
+        f"{'is' if config[name].init_from is None else 'is of the family'} {family!r}"
+        for name, family in families.items())
+    raise ValueError(f'{told}; a draft must be of its target\'s family')
 
 
 def _check_train(train: Any, path: str, rows: int) -> None:
+  if train.steps == 0:
+    return
   if train.warmup_steps >= train.steps:
     raise ValueError(f'config.{path}.warmup_steps is {train.warmup_steps}; it must be below '
                      f'{path}.steps, {train.steps}')
@@ -293,16 +317,18 @@ def check(config: ml_collections.ConfigDict) -> None:
   """Raises a ValueError of one sentence at the first misspelt, illegal or contradictory field."""
   _check_fields(config, LEGAL, '')
   _check_sections(config)
-  task_checks.check(config.task)
+  models = [name for name in ('target', 'draft') if config[name] is not None]
+  imported = [f'{name}.init_from' for name in models if config[name].init_from is not None]
+  task_checks.check(config.task, next(iter(imported), None))
   axes = [config.mesh[axis] for axis in config.mesh]
   if axes.count(-1) > 1:
     raise ValueError(f'config.mesh is {dict(config.mesh)}; only one of its axes may be -1')
   rows = math.prod(size for size in (config.mesh.data, config.mesh.fsdp) if size > 0)
-  for name in ('target', 'draft'):
-    if config[name] is not None:
-      _check_model(config[name].model, config.task.vocab_size, f'{name}.model')
-  if config.target is not None and config.draft is not None:
-    _check_same_family(config)
+  families = {}
+  for name in models:
+    _check_model(config[name].model, config.task.vocab_size, f'{name}.model')
+    families[name] = _check_init_from(config[name], name)
+  _check_same_family(config, families)
   for name in ('target', 'draft', 'distill'):
     if config[name] is not None:
       _check_train(config[name].train, f'{name}.train', rows)

@@ -54,7 +54,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   mesh = sharding.make_mesh(**config.mesh)
   teacher = store.load_model(workdir / 'target', mesh)
   draft = store.load_model(workdir / 'draft', mesh)
-  api.check_pair(teacher, draft)
+  teacher, draft = api.check_pair(teacher, draft)
   data = _data(config, workdir, mesh, teacher, draft)
   objective = objectives.Objective(
       distill.objective, beta=distill.beta, normalisation=distill.normalisation,
@@ -65,20 +65,21 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
   names = iter(arm_names(config))
   for seed in distill.seeds:
-    arm = functools.partial(_arm, config, workdir, seed=seed, teacher=teacher)
+    arm = functools.partial(_arm, config, workdir, seed=seed, teacher=teacher, draft=draft)
     train.fit(arm(next(names), objective, data, rollout), config, workdir)
     if distill.control:
       train.fit(arm(next(names), control, workdir / 'data', None), config, workdir)
 
 
-def _arm(config, workdir, name, objective, data, rollout, *, seed, teacher) -> train.Run:
+def _arm(config, workdir, name, objective, data, rollout, *, seed, teacher, draft) -> train.Run:
   settings, start = config.distill.train, workdir / 'draft'
-  changed = dict(dropout=settings.dropout)
+  changed = dict(dropout=settings.dropout, **api.vocabulary_fields(draft))
   return train.Run(
       stage='distill', name=name, directory=workdir / 'distill' / name, settings=settings,
       seed=seed, model_config=store.load_config(start, **changed),
       init=lambda mesh: store.load_model(start, mesh, **changed).module,
       data=data, objective=objective, teacher=teacher, rollout=rollout,
+      hub_config=draft.hub_config,
       held_out_tokens=config.distill.rollout.max_new_tokens)
 
 

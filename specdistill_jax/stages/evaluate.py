@@ -205,7 +205,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   target = store.load_model(workdir / 'target')
   drafts = load_drafts(config, workdir)
   for draft in drafts:
-    api.check_pair(target, draft.model)
+    target, _ = api.check_pair(target, draft.model)
+  drafts = [dataclasses.replace(draft, model=api.check_pair(target, draft.model)[1])
+            for draft in drafts]
   prompts = load_prompts(config, workdir, target)
   path = workdir / 'results.jsonl'
   rows.repair(path)

@@ -6,11 +6,13 @@ import functools
 import pathlib
 from typing import Any
 
+from absl import logging
 import jax
 from jax.sharding import Mesh
 import ml_collections
 
 from specdistill_jax import sharding
+from specdistill_jax.checkpoints import pretrained
 from specdistill_jax.checkpoints import store
 from specdistill_jax.data import shards
 from specdistill_jax.losses import objectives
@@ -40,6 +42,7 @@ class Run:
     teacher: the frozen target; None when there is none to compare with.
     rollout: how the student's own data are sampled; None for stored data.
     held_out_tokens: new tokens of a held-out prompt, where there is a teacher.
+    hub_config: the config.json that an imported model came with.
   """
   stage: str
   name: str
@@ -53,11 +56,18 @@ class Run:
   teacher: base.Model | None = None
   rollout: rollouts.Rollout | None = None
   held_out_tokens: int = 64
+  hub_config: dict[str, Any] | None = None
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, which: str) -> None:
-  """Trains `which`, target or draft, from scratch by cross-entropy on the prepared data."""
+  """Trains `which`, target or draft, by cross-entropy on the prepared data.
+
+  From scratch, or from `init_from`: then with 0 steps the model is taken as it is.
+  """
   section, data = config[which], workdir / 'data'
+  if section.init_from is not None:
+    _run_imported(config, workdir, which)
+    return
   model_config = families.config(
       section.model, vocab_size=shards.read_metadata(data, 'train')['vocab_size'],
       dropout=section.train.dropout)
@@ -67,6 +77,35 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, which: str) ->
           init=lambda mesh: sharding.sharded_init(
               functools.partial(families.init, model_config), mesh, key)),
       config, workdir)
+
+
+def _run_imported(config, workdir, which) -> None:
+  """Fine-tunes or copies the model in `init_from`; of `model` only its dtype is read."""
+  section, directory = config[which], workdir / which
+  source = section.init_from
+  logging.info('%s starts from %s, which has its shape; of %s.model only dtype is read', which,
+               source, which)
+  changed = dict(dropout=section.train.dropout, dtype=section.model.dtype)
+  model_config = pretrained.load_config(source, **changed)
+  init = lambda mesh: pretrained.load(source, mesh, **changed).module
+  made = Run(stage=which, name=which, directory=directory, settings=section.train,
+             seed=config.seed, model_config=model_config, data=workdir / 'data', init=init,
+             hub_config=pretrained.hub_config(source))
+  if section.train.steps:
+    fit(made, config, workdir)
+    return
+  with store.Store(directory) as checkpoints:
+    if checkpoints.latest_step() is None:
+      _write_model_file(made, workdir)
+      checkpoints.save_params(0, init(sharding.make_mesh(**config.mesh)))
+
+
+def _write_model_file(run, workdir) -> None:
+  """Says what is trained; its vocabulary is the data's."""
+  data = workdir / 'data'
+  name = shards.read_metadata(data, 'train').get('vocabulary', 'vocabulary.model')
+  store.write_model_file(run.directory, run.model_config,
+                         data / name if (data / name).exists() else None, run.hub_config)
 
 
 def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -109,9 +148,7 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
                        f'{settings.steps}; use another workdir')
     if first is None:
       first, state = 0, _start(create, run, mesh, abstract)
-      vocabulary = workdir / 'data' / 'vocabulary.model'
-      store.write_model_file(run.directory, run.model_config,
-                             vocabulary if vocabulary.exists() else None)
+      _write_model_file(run, workdir)
     else:
       first, params, opt_state, position = checkpoints.restore(
           abstract.params, abstract.opt_state, mesh)
