@@ -221,8 +221,8 @@ def test_padded_vocabularies_share_their_real_tokens(pair, caplog):
   """Greedy text is the target's argmax over real tokens, though a padding id would win."""
   target, draft = (pretrained.load(pair / name) for name in ('target', 'draft'))
   assert target.config.eos_id == 301
-  head = target.module.head_dv[...].at[:, 310].multiply(50.0).at[:, 311].multiply(-50.0)
-  target.module.head_dv[...] = head
+  head = target.module.head_vd[...].at[:, 310].multiply(50.0).at[:, 311].multiply(-50.0)
+  target.module.head_vd[...] = head
   prompts = ['The quick', 'The old cow jumps over']
   settings = dict(max_new_tokens=6, temperature=0.0, key=jax.random.key(0))
   alone = api.generate(target, prompts, **settings).tokens
@@ -316,7 +316,7 @@ def test_a_study_starts_from_imported_models(pair, tmp_path, monkeypatch):
                jax.tree.leaves(taken.module))
   assert taken.vocabulary.digest == source.vocabulary.digest
   before, after = pretrained.load(pair / 'draft'), pretrained.load(tmp_path / 'draft')
-  moved = np.abs(before.module.head_dv[...] - after.module.head_dv[...]).max()
+  moved = np.abs(before.module.head_vd[...] - after.module.head_vd[...]).max()
   assert 0 < moved < 0.1, 'one step from where it was imported'
   distill.run(config, tmp_path)
   arm = store.load_model(tmp_path / 'distill' / 'forward_kl-fixed-seed0')

@@ -308,13 +308,13 @@ def _written_rope(name: str, c: Config) -> dict[str, Any]:
 # Keys of a layer without biases and norms; the families' own follow below.
 _LAYER = 'layers.{l}.'
 _PROJECTIONS = (
-    Entry(_LAYER + 'self_attn.q_proj.weight', 'layers/attention/query_dnh', 'nh d'),
-    Entry(_LAYER + 'self_attn.k_proj.weight', 'layers/attention/key_dkh', 'kh d'),
-    Entry(_LAYER + 'self_attn.v_proj.weight', 'layers/attention/value_dkh', 'kh d'),
-    Entry(_LAYER + 'self_attn.o_proj.weight', 'layers/attention/output_nhd', 'd nh'),
-    Entry(_LAYER + 'mlp.gate_proj.weight', 'layers/mlp/gate_df', 'f d'),
-    Entry(_LAYER + 'mlp.up_proj.weight', 'layers/mlp/up_df', 'f d'),
-    Entry(_LAYER + 'mlp.down_proj.weight', 'layers/mlp/down_fd', 'd f'),
+    Entry(_LAYER + 'self_attn.q_proj.weight', 'layers/attention/query_nhd', 'nh d'),
+    Entry(_LAYER + 'self_attn.k_proj.weight', 'layers/attention/key_khd', 'kh d'),
+    Entry(_LAYER + 'self_attn.v_proj.weight', 'layers/attention/value_khd', 'kh d'),
+    Entry(_LAYER + 'self_attn.o_proj.weight', 'layers/attention/output_dnh', 'd nh'),
+    Entry(_LAYER + 'mlp.gate_proj.weight', 'layers/mlp/gate_fd', 'f d'),
+    Entry(_LAYER + 'mlp.up_proj.weight', 'layers/mlp/up_fd', 'f d'),
+    Entry(_LAYER + 'mlp.down_proj.weight', 'layers/mlp/down_df', 'd f'),
     Entry(_LAYER + 'input_layernorm.weight', 'layers/attention_norm/scale_d', 'd'),
     Entry('embed_tokens.weight', 'embedding_vd', 'v d'),
     Entry('norm.weight', 'final_norm/scale_d', 'd'),
@@ -340,14 +340,14 @@ _GPT2 = (
     Entry('wte.weight', 'embedding_vd', 'v d'),
     Entry('wpe.weight', 'positions_sd', 's d'),
     *(Entry('h.{l}.attn.c_attn.weight', f'layers/attention/{name}', 'd *' + name[-2:], (part, 3))
-      for part, name in enumerate(('query_dnh', 'key_dkh', 'value_dkh'))),
+      for part, name in enumerate(('query_nhd', 'key_khd', 'value_khd'))),
     *(Entry('h.{l}.attn.c_attn.bias', f'layers/attention/{name}', '*' + name[-2:], (part, 3))
       for part, name in enumerate(('query_bias_nh', 'key_bias_kh', 'value_bias_kh'))),
-    Entry('h.{l}.attn.c_proj.weight', 'layers/attention/output_nhd', 'nh d'),
+    Entry('h.{l}.attn.c_proj.weight', 'layers/attention/output_dnh', 'nh d'),
     Entry('h.{l}.attn.c_proj.bias', 'layers/attention/output_bias_d', 'd'),
-    Entry('h.{l}.mlp.c_fc.weight', 'layers/mlp/up_df', 'd f'),
+    Entry('h.{l}.mlp.c_fc.weight', 'layers/mlp/up_fd', 'd f'),
     Entry('h.{l}.mlp.c_fc.bias', 'layers/mlp/up_bias_f', 'f'),
-    Entry('h.{l}.mlp.c_proj.weight', 'layers/mlp/down_fd', 'f d'),
+    Entry('h.{l}.mlp.c_proj.weight', 'layers/mlp/down_df', 'f d'),
     Entry('h.{l}.mlp.c_proj.bias', 'layers/mlp/down_bias_d', 'd'),
     Entry('h.{l}.ln_1.weight', 'layers/attention_norm/scale_d', 'd'),
     Entry('h.{l}.ln_1.bias', 'layers/attention_norm/bias_d', 'd'),
@@ -356,7 +356,7 @@ _GPT2 = (
     Entry('ln_f.weight', 'final_norm/scale_d', 'd'),
     Entry('ln_f.bias', 'final_norm/bias_d', 'd'),
 )
-_HEAD = (Entry('/lm_head.weight', 'head_dv', 'v d'),)
+_HEAD = (Entry('/lm_head.weight', 'head_vd', 'v d'),)
 
 
 def table(c: Config) -> Table:

@@ -61,19 +61,19 @@ def from_config(c: Config, hub: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def _attention(layer: str, kind: str, norm: str, ours: str) -> tuple[Entry, ...]:
-  projections = (('q', 'query_dnh', 'nh d'), ('k', 'key_dkh', 'kh d'), ('v', 'value_dkh', 'kh d'),
-                 ('o', 'output_nhd', 'd nh'))
+  projections = (('q', 'query_nhd', 'nh d'), ('k', 'key_khd', 'kh d'), ('v', 'value_khd', 'kh d'),
+                 ('o', 'output_dnh', 'd nh'))
   return tuple(Entry(f'{layer}.{kind}.{key}.weight', f'{ours}/{name}', axes)
                for key, name, axes in projections) + (
       Entry(f'{layer}.layer_norm.weight', f'{norm}/scale_d', 'd'),)
 
 
 def _mlp(layer: str, stack: str, gated: bool) -> tuple[Entry, ...]:
-  inputs = (('wi_0', 'gate_df'), ('wi_1', 'up_df')) if gated else (('wi', 'up_df'),)
+  inputs = (('wi_0', 'gate_fd'), ('wi_1', 'up_fd')) if gated else (('wi', 'up_fd'),)
   dense = f'{layer}.DenseReluDense'
   return tuple(Entry(f'{dense}.{key}.weight', f'{stack}/mlp/{name}', 'f d')
                for key, name in inputs) + (
-      Entry(f'{dense}.wo.weight', f'{stack}/mlp/down_fd', 'd f'),
+      Entry(f'{dense}.wo.weight', f'{stack}/mlp/down_df', 'd f'),
       Entry(f'{layer}.layer_norm.weight', f'{stack}/mlp_norm/scale_d', 'd'))
 
 
@@ -100,7 +100,7 @@ def table(c: Config) -> Table:
   if c.tie_embeddings:
     copies.append(('lm_head.weight', 'shared.weight'))
   else:
-    entries += (Entry('lm_head.weight', 'head_dv', 'v d'),)
+    entries += (Entry('lm_head.weight', 'head_vd', 'v d'),)
   return Table(entries, prefixes=('',), anchor='shared.weight', copies=tuple(copies),
                # transformers 5 leaves out a head that equals the embedding.
                fallbacks=(('lm_head.weight', 'shared.weight'),),

@@ -1,7 +1,7 @@
 """Key tables: which tensor of a file is which parameter of ours, as data, in both directions.
 
 A table is a tuple of `Entry`. The file's axes are written in the letters that end our
-parameter's name, a group of letters being one flattened axis: `query_dnh` is
+parameter's name, a group of letters being one flattened axis: `query_nhd` is
 `self_attn.q_proj.weight` with axes `'nh d'`. Everything else follows: shapes, the part of a
 file that a slice of a parameter needs, transposes, and whether a file has what it must have.
 """
@@ -77,7 +77,7 @@ class _Place(NamedTuple):
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-  """Leaves by path, `layers/attention/query_dnh`, as tables name them."""
+  """Leaves by path, `layers/attention/query_nhd`, as tables name them."""
   return {jax.tree_util.keystr(path, simple=True, separator='/').removesuffix('/value'): leaf
           for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
