@@ -23,10 +23,12 @@ class Summary:
   """One method at one temperature and draft length; names as in `rows.FIELDS`.
 
   Attributes:
+    category: of the prompts; None: all of them.
     method: 'standard SD' (undistilled), 'control' (as many further cross-entropy steps), or
       'DistillSpec (objective, data source)'.
     counts_kpc: `[seeds, batches, len(rows.COUNTS)]`.
   """
+  category: str | None
   method: str
   objective: str
   temperature: float
@@ -82,7 +84,7 @@ def _pool(rows: Sequence[Mapping[str, Any]], samples: int) -> Summary:
   reached, accepted = (np.sum([row[name] for row in rows], axis=0)
                        for name in ('reached_by_position', 'accepted_by_position'))
   return Summary(
-      method=method(first), objective=first['objective'], temperature=first['temperature'],
+      category=first.get('category'), method=method(first), objective=first['objective'], temperature=first['temperature'],
       gamma=first['gamma'], num_seeds=len(rows),
       alpha=float(intervals.ratio(measures.alpha_counts(total))),
       alpha_interval=interval(measures.alpha_counts, intervals.ratio),
@@ -102,11 +104,18 @@ def _pool(rows: Sequence[Mapping[str, Any]], samples: int) -> Summary:
       counts_kpc=counts_kpc)
 
 
-def summarise(rows: Iterable[Mapping[str, Any]], *, samples: int) -> list[Summary]:
-  """Pools rows over seeds; ordered by temperature, draft length, and method."""
+def summarise(rows: Iterable[Mapping[str, Any]], *, samples: int,
+              by_category: bool = False) -> list[Summary]:
+  """Pools rows over seeds; ordered by temperature, draft length, method, and category.
+
+  Those of all prompts, or those of single categories, if `by_category`.
+  """
   groups: dict[tuple[Any, ...], dict[int, Mapping[str, Any]]] = {}
   for row in rows:
-    group = (row['temperature'], row['gamma'], _rank(row), method(row))
+    category = row.get('category')
+    if by_category is (category is None):
+      continue
+    group = (row['temperature'], row['gamma'], _rank(row), method(row), category)
     groups.setdefault(group, {})[row['seed']] = row
   return [_pool(list(groups[group].values()), samples) for group in sorted(groups)]
 
