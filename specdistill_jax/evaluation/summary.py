@@ -84,8 +84,8 @@ def _pool(rows: Sequence[Mapping[str, Any]], samples: int) -> Summary:
   reached, accepted = (np.sum([row[name] for row in rows], axis=0)
                        for name in ('reached_by_position', 'accepted_by_position'))
   return Summary(
-      category=first.get('category'), method=method(first), objective=first['objective'], temperature=first['temperature'],
-      gamma=first['gamma'], num_seeds=len(rows),
+      category=first.get('category'), method=method(first), objective=first['objective'],
+      temperature=first['temperature'], gamma=first['gamma'], num_seeds=len(rows),
       alpha=float(intervals.ratio(measures.alpha_counts(total))),
       alpha_interval=interval(measures.alpha_counts, intervals.ratio),
       block_efficiency=tau,
