@@ -1,10 +1,14 @@
 """The evaluate stage on untrained models: rows, resuming, and what is left null."""
 
+import dataclasses
+
 import jax
+import numpy as np
 import pytest
 
 import studies
 from specdistill_jax.checkpoints import store
+from specdistill_jax.data import shards
 from specdistill_jax.evaluation import rows
 from specdistill_jax.models import families
 from specdistill_jax.stages import checks
@@ -60,7 +64,7 @@ def test_one_complete_row_for_each_setting(workdir):
     unmeasured = {field for field in rows.FIELDS if row[field] is None}
     # The rows of this study have no text: no metric. Outside of git there is no commit.
     assert unmeasured - {'data_source', 'commit'} == {
-        'quality_metric', 'quality', 'target_quality', 'top_k', 'top_p'}
+        'quality_metric', 'quality', 'target_quality', 'top_k', 'top_p', 'category'}
 
 
 def test_figures_fit_their_definitions(workdir):
@@ -114,6 +118,55 @@ def test_a_killed_evaluation_resumes(workdir):
 def _written(path, content):
   path.write_bytes(content)
   return path
+
+
+@pytest.fixture(scope='module')
+def categories(workdir, tmp_path_factory):
+  """The same models on prompts of two categories, and one without any; the draft alone."""
+  path = tmp_path_factory.mktemp('categories')
+  for name in ('target', 'draft'):
+    (path / name).symlink_to(workdir / name)
+  names = ['maths', 'maths', 'poems', 'poems', '']
+  held_out = [dataclasses.replace(row, category=name)
+              for row, name in zip(studies.rows(5, 1), names)]
+  metadata = shards.read_metadata(workdir / 'data', 'validation')
+  shards.write(path / 'data', 'validation', held_out, metadata)
+  config = study()
+  config.distill, config.evaluate.num_prompts = None, 5
+  evaluate.run(config, path)
+  return config, path
+
+
+def test_categories_have_lines_of_their_own_that_add_up(categories):
+  found = rows.read(categories[1] / 'results.jsonl')
+  assert [(row['category'], row['num_prompts']) for row in found[-1:]] == [(None, 5)]
+  parts = {row['category']: row for row in found[:-1]}
+  assert {name: row['num_prompts'] for name, row in parts.items()} == {'maths': 2, 'poems': 2}
+  whole, parts = found[-1], list(parts.values())
+  counts = [tuple(line) for row in parts for line in row['counts']]
+  assert len(counts) == 4 and set(counts) < {tuple(line) for line in whole['counts']}
+  for row in found:
+    emitted, calls = np.sum(row['counts'], axis=0)[:2]
+    assert row['block_efficiency'] == pytest.approx(emitted / calls)
+    assert row['cost_ratio'] == whole['cost_ratio']
+  chosen = shards.validation_rows(categories[1] / 'data', 5, seed=0)
+  first = [i for i, row in enumerate(chosen) if row.category == parts[0]['category']]
+  assert parts[0]['counts'] == [whole['counts'][i] for i in first]
+
+
+def test_a_setting_with_categories_is_not_measured_again(categories, monkeypatch):
+  config, path = categories
+  monkeypatch.setattr(evaluate.latency, 'measure', None)
+  evaluate.run(config, path)
+  report.run(config, path)
+  assert '| 0 | 2 | standard SD | ' in (path / 'report.md').read_text().partition('By cat')[2]
+
+
+def test_a_batch_of_several_prompts_counts_for_no_category():
+  made = lambda *categories: evaluate.Prompts([None] * len(categories), [], list(categories))
+  assert made(['a'], ['b'], [''], ['a']).parts() == {'a': [0, 3], 'b': [1], None: [0, 1, 2, 3]}
+  assert made(['a', 'a'], ['b', 'b']).parts() == {None: [0, 1]}
+  assert made(['a'], ['a']).parts() == made([''], ['']).parts() == {None: [0, 1]}
 
 
 def test_too_few_prompts_is_one_sentence(workdir):

@@ -5,6 +5,7 @@ import pytest
 
 import results
 from specdistill_jax.evaluation import answers
+from specdistill_jax.evaluation import rows
 from specdistill_jax.evaluation import summary as summary_lib
 from specdistill_jax.stages import report
 
@@ -123,6 +124,28 @@ def test_report_and_plots(tmp_path, capsys):
   assert not list(tmp_path.glob('*.tmp'))
   report.show(config, tmp_path)
   assert 'target alone' in capsys.readouterr().out
+
+
+def test_categories_have_a_table_of_their_own_and_change_no_other(tmp_path):
+  made = results.study()
+  results.write(tmp_path, made)
+  report.run(results.config(), tmp_path)
+  before = (tmp_path / 'report.md').read_text()
+  assert 'By category' not in before
+  for category, tau, speedup in (('poems', 1.5, 0.8), ('maths', 3.25, 2.0)):
+    for row in made:
+      emitted = np.full(4, 26.0)
+      counts = dict(zip(rows.COUNTS, np.zeros((len(rows.COUNTS), 4))))
+      counts |= dict(emitted=emitted, target_calls=emitted / tau, seconds=1 + 0 * emitted,
+                     autoregressive_emitted=emitted, autoregressive_seconds=speedup + 0 * emitted,
+                     overlap=emitted, overlap_tokens=emitted)
+      line = np.stack([counts[name] for name in rows.COUNTS], axis=1).tolist()
+      rows.append(tmp_path / 'results.jsonl', row | dict(category=category, counts=line))
+  report.run(results.config(), tmp_path)
+  whole, _, section = (tmp_path / 'report.md').read_text().partition('## By category')
+  assert whole == before.partition('## Plots')[0]
+  assert '| T | γ | method | maths (4) | poems (4) |' in section
+  assert f'| 1 | 3 | {DISTILLED} | 3.25, 2.00x | 1.50, 0.80x |' in section
 
 
 def test_curves_leave_other_stages_out(tmp_path):

@@ -74,7 +74,8 @@ def test_nan_is_refused_rather_than_written(tmp_path):
 def test_identity_ignores_figures_and_sees_settings():
   row = rows.make(study='x', gamma=3, alpha=0.5)
   assert rows.identity(row) == rows.identity({**row, 'alpha': 0.6, 'commit': 'abc'})
-  for field in ('gamma', 'seed', 'temperature', 'config_hash', 'objective', 'epsilon'):
+  for field in ('gamma', 'seed', 'temperature', 'config_hash', 'objective', 'epsilon',
+                'category'):
     assert rows.identity(row) != rows.identity({**row, field: 9})
 
 

@@ -290,22 +290,25 @@ def small_pair():
   return target, models.perturbed(target, 0.25)
 
 
-@pytest.mark.parametrize('gamma, temperature', [(1, 1.0), (3, 1.0), (3, 0.6)])
-def test_speculative_samples_follow_the_targets_law(gamma, temperature):
+@pytest.mark.parametrize('gamma, temperature, rule', [
+    (1, 1.0, 'exact'), (3, 1.0, 'exact'), (3, 0.6, 'exact'), (3, 1.0, 'block')])
+def test_speculative_samples_follow_the_targets_law(gamma, temperature, rule):
+  """Two prompts of different lengths, one padded, share the batch; each has its own law."""
   target, draft = small_pair()
-  prompt = [2, 4, 3]
-  law = enumerated_law(target, prompt, temperature)
-  assert sum(law.values()) == pytest.approx(1) and len(law) == 4 ** 3 + 4 ** 2 + 4 + 1
-  out = api.speculate(target, draft, [prompt] * SAMPLES, gamma=gamma, max_new_tokens=DEPTH + 1,
-                      temperature=temperature, key=jax.random.key(3))
-  p_value = functools.partial(tables.chi_square_p_value, samples=np.asarray(out.tokens),
-                              lengths=np.asarray(out.lengths), depth=DEPTH)
-  assert p_value(law) > 1e-3 / 3
+  prompts = [[2, 4, 3], [3, 2, 2, 4, 2, 3]]
+  out = api.speculate(target, draft, prompts * (SAMPLES // 2), gamma=gamma, rule=rule,
+                      max_new_tokens=DEPTH + 1, temperature=temperature, key=jax.random.key(3))
   kept = out.stats.accepted_bg.sum() / out.stats.reached_bg.sum()
   assert 0.1 < kept < 0.97, 'the draft agrees too well, or never: the test saw one branch'
-  # Another prompt, or the draft's own law: the test tells them apart.
-  assert p_value(enumerated_law(target, [2, 4, 2], temperature)) < 1e-9
-  assert p_value(enumerated_law(draft, prompt, temperature)) < 1e-9
+  for row, prompt in enumerate(prompts):
+    law = enumerated_law(target, prompt, temperature)
+    assert sum(law.values()) == pytest.approx(1) and len(law) == 4 ** 3 + 4 ** 2 + 4 + 1
+    p_value = functools.partial(tables.chi_square_p_value, samples=np.asarray(out.tokens[row::2]),
+                                lengths=np.asarray(out.lengths[row::2]), depth=DEPTH)
+    assert p_value(law) > 1e-3 / 8
+    # The other prompt, or the draft's own law: the test tells them apart.
+    assert p_value(enumerated_law(target, prompts[1 - row], temperature)) < 1e-9
+    assert p_value(enumerated_law(draft, prompt, temperature)) < 1e-9
 
 
 @pytest.mark.parametrize('order', [1, -1])

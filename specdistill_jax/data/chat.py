@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from specdistill_jax.data import records
+
 Turns = Sequence[tuple[str, str]]
 
 END_OF_SEQUENCE = '</s>'  # stands for the vocabulary's own end token
-SHOWN_CHARACTERS = 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,8 +247,5 @@ def check(name: str, segments: Sequence[Segment], turns: Turns, loss_mask: np.nd
     fault = "leaves the assistant's words out of its loss mask"
   else:
     return
-  shown = ''.join(f'⟦{s.text}⟧' if s.is_learnt else s.text for s in segments)
-  if len(shown) > SHOWN_CHARACTERS:
-    shown = f'{shown[:SHOWN_CHARACTERS]}... ({len(shown)} characters)'
-  raise ValueError(f"The chat template '{name}' {fault}. It renders, with what is learnt "
-                   f'between ⟦ and ⟧: {shown!r}')
+  shown = records.marked((segment.text, segment.is_learnt) for segment in segments)
+  raise ValueError(f"The chat template '{name}' {fault}. It renders, {shown}")

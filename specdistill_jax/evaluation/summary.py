@@ -24,10 +24,12 @@ class Summary:
   """One method, temperature and way to speculate; names as in `rows.FIELDS`.
 
   Attributes:
+    category: of the prompts; None: all of them.
     method: 'standard SD' (undistilled), 'control' (as many further cross-entropy steps), or
       'DistillSpec (objective, data source)'.
     counts_kpc: `[seeds, batches, len(rows.COUNTS)]`.
   """
+  category: str | None
   method: str
   objective: str
   temperature: float
@@ -96,8 +98,9 @@ def _pool(rows: Sequence[Mapping[str, Any]], samples: int) -> Summary:
   reached, accepted = (np.sum([row[name] for row in rows], axis=0)
                        for name in ('reached_by_position', 'accepted_by_position'))
   return Summary(
-      method=method(first), objective=first['objective'], temperature=first['temperature'],
-      num_seeds=len(rows), **{name: first[name] for name in ('gamma', *WAY)},
+      category=first.get('category'), method=method(first), objective=first['objective'],
+      temperature=first['temperature'], num_seeds=len(rows),
+      **{name: first[name] for name in ('gamma', *WAY)},
       alpha=float(intervals.ratio(measures.alpha_counts(total))),
       alpha_interval=interval(measures.alpha_counts, intervals.ratio),
       block_efficiency=tau,
@@ -117,13 +120,20 @@ def _pool(rows: Sequence[Mapping[str, Any]], samples: int) -> Summary:
       counts_kpc=counts_kpc)
 
 
-def summarise(rows: Iterable[Mapping[str, Any]], *, samples: int) -> list[Summary]:
-  """Pools rows over seeds; ordered by temperature, draft length, method, and way as in rows."""
+def summarise(rows: Iterable[Mapping[str, Any]], *, samples: int,
+              by_category: bool = False) -> list[Summary]:
+  """Pools rows over seeds; by temperature, draft length, method, way as in rows, and category.
+
+  Those of all prompts, or those of single categories, if `by_category`.
+  """
   groups: dict[tuple[Any, ...], dict[int, Mapping[str, Any]]] = {}
   ways: dict[tuple[Any, ...], int] = {}
   for row in rows:
+    category = row.get('category')
+    if by_category is (category is None):
+      continue
     way = ways.setdefault(tuple(row[name] for name in WAY), len(ways))
-    group = (row['temperature'], row['gamma'], _rank(row), method(row), way)
+    group = (row['temperature'], row['gamma'], _rank(row), method(row), way, category)
     groups.setdefault(group, {})[row['seed']] = row
   return [_pool(list(groups[group].values()), samples) for group in sorted(groups)]
 

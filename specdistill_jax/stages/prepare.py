@@ -182,6 +182,7 @@ def _write_splits(directory, examples, dropped, vocabulary, settings, kind) -> N
     else:
       rows = token_rows.from_conversations(examples[split], settings, vocabulary,
                                            dropped[split], split)
+    rows = token_rows.with_sound_masks(rows, settings['name'], kind, vocabulary)
     if split == 'train':
       rows = itertools.islice(rows, settings['max_examples'])
     _write_split(directory, split, rows, metadata)

@@ -74,6 +74,36 @@ def table(summaries: Sequence[summary_lib.Summary],
   return header, lines
 
 
+def category_table(summaries: Sequence[summary_lib.Summary]) -> tuple[tuple[str, ...],
+                                                                   list[tuple]]:
+  """Header and lines: a method, temperature and length each, a column for each category.
+
+  A cell has block efficiency and measured speed-up.
+  """
+  categories = {s.category: s.counts_kpc.shape[1] for s in summaries}
+  header = ('T', 'γ', 'method') + tuple(
+      f'{name} ({count})' for name, count in categories.items())
+  lines: dict[tuple, dict[str, str]] = {}
+  for s in summaries:
+    method = s.method if s.lossless else f'{s.method}, lossy'
+    cell = f'{s.block_efficiency:.2f}, {s.speedup_measured:.2f}x'
+    lines.setdefault((f'{s.temperature:g}', str(s.gamma), method), {})[s.category] = cell
+  return header, [line + tuple(cells.get(name, '') for name in categories)
+                  for line, cells in lines.items()]
+
+
+def _category_section(rows: Sequence[dict[str, Any]]) -> list[str]:
+  """The report's part about categories; empty where prompts have none."""
+  summaries = summary_lib.summarise(rows, samples=1, by_category=True)
+  if not summaries:
+    return []
+  return ['## By category',
+          markdown_table(*category_table(summaries)),
+          'Block efficiency and measured speed-up on the prompts of each category, the number of '
+          'which stands in brackets. Prompts without a category count in the table above only. '
+          'Intervals are in `results.jsonl`.']
+
+
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
   row = lambda cells: '| ' + ' | '.join(cells) + ' |'
   return '\n'.join([row(header), row(['---'] * len(header)), *map(row, lines)])
@@ -168,6 +198,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       'undistilled draft; the *control* had as many further cross-entropy steps as '
       'distillation. The predicted speed-up is τ / (γ c + v), with the cost of a draft step, c, '
       'and of a verification, v, measured in the same run. Prefill is left out of all times.',
+      *_category_section(rows),
       '## Plots', plots]
   if wall:
     parts.append(f'Wall time of the stages before this one: {wall}.')

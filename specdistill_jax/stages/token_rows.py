@@ -8,6 +8,7 @@ import numpy as np
 
 from specdistill_jax.data import chat
 from specdistill_jax.data import papers
+from specdistill_jax.data import records
 from specdistill_jax.data import shards
 from specdistill_jax.data import splits
 from specdistill_jax.stages import sources
@@ -92,6 +93,16 @@ def _conversation_row(example: splits.Example, segments: Sequence[chat.Segment],
                       example.category)
   return shards.Row(found.tokens, found.prompt_length, found.loss_mask, reference,
                     example.document, example.category)
+
+
+def with_sound_masks(rows: Iterable[shards.Row], task: str, kind: str,
+                     vocabulary: Any) -> Iterator[shards.Row]:
+  """`rows` as they are; a ValueError shows the text of one that would teach nothing, or all."""
+  for row in rows:
+    if kind != splits.PROMPTS and (fault := records.mask_fault(row, kind)):
+      raise ValueError(f"The task '{task}': the row of '{row.document}' {fault}. It reads, "
+                       f'{records.rendered(row, vocabulary)}')
+    yield row
 
 
 def language_modelling_rows(tokens: np.ndarray, max_length: int, prompt_length: int,

@@ -167,7 +167,7 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
       if first == 0:
         writer.write(0, **held_out.measure(base.Model(state.params, run.model_config)))
       for step in range(first + 1, settings.steps + 1):
-        batch = _put(next(data), mesh)
+        batch = _put(meter.next_batch(data), mesh)
         state, metrics = update(state, teacher, batch, key)
         if late is not None:
           figures = _fetch(*late, meter)
@@ -208,7 +208,8 @@ def _fetch(step, metrics, meter) -> dict[str, Any]:
   meter.add(float(metrics.num_tokens))
   return dict(loss=metrics.loss, alpha=metrics.alpha, grad_norm=metrics.grad_norm,
               learning_rate=metrics.learning_rate, on_policy=metrics.on_policy,
-              tokens_per_second=meter.tokens_per_second, rollout_share=None)
+              tokens_per_second=meter.tokens_per_second,
+              data_wait_share=meter.data_wait_share, rollout_share=None)
 
 
 def _rollout_share(run, student, batch, key, meter) -> dict[str, Any]:
