@@ -93,7 +93,7 @@ def test_answers_of_a_success(summaries):
   assert 'against the control' in bought
   assert faster.count(': yes;') == 2
   assert 'c = 0.10 and v = 1.40' in prediction
-  assert length.count(' is best') == 6 and 'x at 4*' in length and 'x at 3,' in length
+  assert length.count(' is best (') == 6 and 'x at 4*' in length and 'x at 3,' in length
 
 
 def test_answers_of_a_failure_are_honest():
