@@ -339,7 +339,7 @@ _OUTPUT_BIAS = (Entry(_LAYER + 'self_attn.o_proj.bias', 'layers/attention/output
 _GPT2 = (
     Entry('wte.weight', 'embedding_vd', 'v d'),
     Entry('wpe.weight', 'positions_sd', 's d'),
-    *(Entry('h.{l}.attn.c_attn.weight', f'layers/attention/{name}', 'd *' + name[-2:], (part, 3))
+    *(Entry('h.{l}.attn.c_attn.weight', f'layers/attention/{name}', 'd *' + name[-3:-1], (part, 3))
       for part, name in enumerate(('query_nhd', 'key_khd', 'value_khd'))),
     *(Entry('h.{l}.attn.c_attn.bias', f'layers/attention/{name}', '*' + name[-2:], (part, 3))
       for part, name in enumerate(('query_bias_nh', 'key_bias_kh', 'value_bias_kh'))),

@@ -1,6 +1,6 @@
 """A row of tokens: what makes it fit to train on, its bytes in a shard, its place in a batch."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
 import struct
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from specdistill_jax import structs
+from specdistill_jax.data import chat
 from specdistill_jax.data import splits
 
 
-SHOWN_CHARACTERS = 600
 _HEADER = struct.Struct('<4I')
 
 
@@ -79,18 +79,10 @@ def mask_fault(row: Row, kind: str | None) -> str | None:
   return None
 
 
-def marked(pieces: Iterable[tuple[str, bool]]) -> str:
-  """Text for an error: pieces (text, is learnt) joined, what is learnt between `⟦` and `⟧`."""
-  shown = ''.join(f'⟦{text}⟧' if is_learnt else text for text, is_learnt in pieces)
-  if len(shown) > SHOWN_CHARACTERS:
-    shown = f'{shown[:SHOWN_CHARACTERS]}... ({len(shown)} characters)'
-  return f'with what is learnt between ⟦ and ⟧: {shown!r}'
-
-
 def rendered(row: Row, vocabulary: Any) -> str:
   """`marked` text of a row's tokens."""
   runs = itertools.groupby(zip(row.tokens.tolist(), row.loss_mask), lambda pair: bool(pair[1]))
-  return marked((vocabulary.decode([token for token, _ in run]), is_learnt)
+  return chat.marked((vocabulary.decode([token for token, _ in run]), is_learnt)
                 for is_learnt, run in runs)
 
 
