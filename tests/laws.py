@@ -180,9 +180,9 @@ def lossless_grid():
   """Every lossless rule, draft mode, draft length and warp: (name, case, rule)."""
   for rule, greedy, adaptive, (temperature, top_k, top_p, vocab) in itertools.product(
       ('exact', 'block'), (False, True), (False, True), WARPS):
-    case = Case(draft='similar' if greedy else 'unrelated', temperature=temperature,
+    case = Case(draft='similar' if greedy or adaptive else 'unrelated', temperature=temperature,
                 top_k=top_k, top_p=top_p, draft_temperature=0.0 if greedy else None,
-                min_confidence=0.6 if adaptive else 0.0, vocab=vocab)
+                min_confidence=0.4 if adaptive else 0.0, vocab=vocab)
     name = (f'{rule}, {"greedy" if greedy else "sampled"} drafts, '
             f'{"adaptive" if adaptive else "fixed"} length, temperature {temperature:g}, '
             f'top-k {top_k}, top-p {top_p}, '
@@ -195,7 +195,7 @@ def lossy_grid():
   for (rule, epsilon), greedy, adaptive in itertools.product(LOSSY, (False, True), (False, True)):
     case = Case(draft='similar', temperature=0.9, top_p=0.95,
                 draft_temperature=0.0 if greedy else None,
-                min_confidence=0.6 if adaptive else 0.0)
+                min_confidence=0.4 if adaptive else 0.0)
     name = (f'{rule} {epsilon:.2g}, {"greedy" if greedy else "sampled"} drafts, '
             f'{"adaptive" if adaptive else "fixed"} length')
     yield (name, case, rules.for_sampling(rule, epsilon, case.sampling),

@@ -40,10 +40,10 @@ CASES = {
     'block_top_k_and_p': ('block', Case(gamma=4, temperature=1.3, top_k=4, top_p=0.7,
                                         prompt=(4, 4))),
     'block_greedy_draft': ('block', Case('similar', draft_temperature=0.0)),
-    'adaptive': ('exact', Case(min_confidence=0.6)),
+    'adaptive': ('exact', Case('similar', min_confidence=0.4)),
     'adaptive_greedy_top_p': ('exact', Case('similar', top_p=0.8, draft_temperature=0.0,
-                                            min_confidence=0.6)),
-    'adaptive_block': ('block', Case('similar', gamma=4, temperature=0.7, min_confidence=0.6)),
+                                            min_confidence=0.4)),
+    'adaptive_block': ('block', Case('similar', gamma=4, temperature=0.7, min_confidence=0.4)),
 }
 
 
@@ -62,12 +62,9 @@ def test_speculative_samples_follow_the_targets_law(name, p_values):
 
 def test_adaptive_cases_stop_early_and_reach_the_longest_draft():
   """Otherwise they would say nothing about either."""
-  case = CASES['adaptive'][1]
-  drafter = dataclasses.replace(case.drafter, gamma=3)
-  out = laws.sample(dataclasses.replace(case, gamma=3), rules.Exact(), drafter=drafter,
-                    num_samples=2000)
+  out = laws.sample(CASES['adaptive'][1], rules.Exact(), num_samples=2000)
   drafted, calls = out.stats.drafted_b.sum(), out.stats.target_calls_b.sum()
-  assert 1.2 * calls < drafted < 2.5 * calls
+  assert 1.2 * calls < drafted < 2.8 * calls
   assert out.stats.reached_bg[:, 2].sum() > 0
 
 
@@ -160,7 +157,7 @@ def test_exact_rule_never_keeps_what_the_target_forbids():
   proposal = structs.Proposal(tokens_bg=jnp.zeros((512, 1), jnp.int32),
                               log_probs_bgv=jnp.zeros((512, 1, 2)) + jnp.log(0.5),
                               drafter_state=None)
-  verdict = rules.Exact()(target, proposal, jax.random.split(jax.random.key(0), 512))
+  verdict = jax.jit(rules.Exact())(target, proposal, jax.random.split(jax.random.key(0), 512))
   assert int(verdict.num_accepted_b.sum()) == 0
   assert bool((verdict.next_token_b == 1).all())
 

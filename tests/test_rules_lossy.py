@@ -17,7 +17,7 @@ import tables
 CASES = {
     'linear': (Case(), 'linear', 0.5, False),
     'linear_lenient_residual': (Case(), 'linear', 0.5, True),
-    'linear_adaptive': (Case('similar', temperature=0.8, min_confidence=0.6), 'linear', 0.2, False),
+    'linear_adaptive': (Case('similar', temperature=0.8, min_confidence=0.4), 'linear', 0.2, False),
     'square': (Case('similar', gamma=2, top_p=0.8), 'square', 0.7, False),
     'square_greedy_draft': (Case(draft_temperature=0.0), 'square', 0.5, False),
     'exponential': (Case(), 'exponential', 0.4, False),
@@ -25,7 +25,7 @@ CASES = {
     'typical': (Case('similar', temperature=1.2), 'typical', 0.6, False),
     'typical_greedy_draft': (Case(top_p=0.9, draft_temperature=0.0), 'typical', 0.3, False),
     'top_k': (Case(), 'top_k', 1 / 2, False),
-    'top_k_adaptive': (Case('similar', top_k=4, min_confidence=0.6), 'top_k', 1 / 3, False),
+    'top_k_adaptive': (Case('similar', top_k=4, min_confidence=0.4), 'top_k', 1 / 3, False),
     'greedy_lenience': (Case(temperature=0.0, draft_temperature=1.0), 'greedy_lenience', 0.3,
                         False),
     'top_k_greedy': (Case(temperature=0.0, draft_temperature=1.0), 'top_k', 1 / 3, False),
