@@ -78,19 +78,23 @@ def logits(model, tokens_bt: np.ndarray, lengths_b: np.ndarray) -> np.ndarray:
                  ).logits.float().numpy()
 
 
+@functools.partial(jax.jit, static_argnums=3)
+def _feed(module, tokens_bt, cache, slots):
+  positions = state_lib.block_positions(cache.length_b, tokens_bt.shape[1], slots)
+  return module(tokens_bt, *positions, cache)
+
+
 def blockwise_logits(module, cache, tokens_bt: np.ndarray, lengths_b: np.ndarray, *,
                      block: int, slots: int) -> np.ndarray:
   """Our logits, `block` tokens a call through the cache; 0 past a row's length.
 
   Row i keeps `block - i` tokens of each call and rolls the others back: rows are never in step.
   """
-  feed = jax.jit(lambda module, tokens, cache: module(
-      tokens, *state_lib.block_positions(cache.length_b, block, slots), cache))
   rows, width = tokens_bt.shape
   found = np.zeros((rows, width, module.config.vocab_size), np.float32)
   while ((before_b := np.asarray(cache.length_b)) < lengths_b).any():
     index_bt = np.minimum(before_b[:, None] + np.arange(block), width - 1)
-    output = feed(module, np.take_along_axis(tokens_bt, index_bt, 1), cache)
+    output = _feed(module, np.take_along_axis(tokens_bt, index_bt, 1), cache, slots)
     kept_b = np.minimum(block - np.arange(rows), lengths_b - before_b)
     for row, (start, kept) in enumerate(zip(before_b, kept_b)):
       found[row, start:start + kept] = output.logits_btv[row, :kept]

@@ -28,6 +28,12 @@ KINDS = {
 }
 
 
+# Jitted here, so that kinds of one config share a compilation.
+_full = jax.jit(lambda module, prompts, lengths, fed: module.logits(
+    module.decode(fed, *module.encode(prompts, lengths))))
+_memory = jax.jit(lambda module, prompts, lengths: module.start(prompts, lengths).memory)
+
+
 def build(kind, **more):
   name, fields = KINDS[kind]
   hub.torch.manual_seed(0)
@@ -67,11 +73,10 @@ def test_logits_and_greedy_text_are_those_of_transformers(kind, tmp_path):
   model = pretrained.load(tmp_path / 'in')
   assert model.config.tie_embeddings == (kind == 'ungated, tied')
   wanted = logits(reference)
-  full = jax.jit(lambda m, p, n, f: m.logits(m.decode(f, *m.encode(p, n))))
-  np.testing.assert_allclose(full(model.module, PROMPTS_BT, LENGTHS_B, FED_BT), wanted,
+  np.testing.assert_allclose(_full(model.module, PROMPTS_BT, LENGTHS_B, FED_BT), wanted,
                              atol=1e-4)
   unrolled = model.module.unstacked()
-  memory = jax.jit(lambda m, p, n: m.start(p, n).memory)(unrolled, PROMPTS_BT, LENGTHS_B)
+  memory = _memory(unrolled, PROMPTS_BT, LENGTHS_B)
   found = hub.blockwise_logits(unrolled, unrolled.init_cache(3, SLOTS, memory), FED_BT,
                                np.full(3, FED_BT.shape[1]), block=4, slots=SLOTS)
   np.testing.assert_allclose(found, wanted, atol=1e-4)
