@@ -185,7 +185,9 @@ def test_own_cpu_time_is_counted():
 
 def _run(seconds, prefill, emitted, calls, reached=(), accepted=()):
   row = lambda value: np.array([value], np.int32)
-  stats = structs.DecodeStats(row(calls), row(emitted), row(reached), row(accepted))
+  stats = structs.DecodeStats(
+      target_calls_b=row(calls), emitted_b=row(emitted), drafted_b=row(calls * len(reached)),
+      reached_bg=row(reached), accepted_bg=row(accepted))
   return latency.Run(seconds, prefill,
                      structs.Generation(np.full((1, emitted), 7), row(emitted), stats))
 

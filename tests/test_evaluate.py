@@ -133,7 +133,7 @@ def categories(workdir, tmp_path_factory):
   shards.write(path / 'data', 'validation', held_out, metadata)
   config = study()
   config.distill, config.evaluate.num_prompts = None, 5
-  config.evaluate.draft_sampling = ('sampled',)
+  config.evaluate.update(draft_sampling=('sampled',), rules=(('exact', 1.0),))
   evaluate.run(config, path)
   return config, path
 

@@ -286,8 +286,8 @@ def enumerated_law(model, prompt, temperature):
 @functools.cache
 def small_pair():
   small = dict(vocab_size=5, width=8, num_heads=1, num_encoder_layers=1, num_decoder_layers=1)
-  target = models.tiny_t5(2, scale=1.6, **small)
-  return target, models.perturbed(target, 0.25)
+  target = models.tiny_t5(3, scale=1.6, **small)
+  return target, models.perturbed(target, 0.35)
 
 
 @pytest.mark.parametrize('gamma, temperature, rule', [

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from specdistill_jax import structs
+from specdistill_jax.decoding import judging
 from specdistill_jax.decoding import rules
 from specdistill_jax.decoding import sampling
 
@@ -46,7 +47,7 @@ class Simulated:
     verdict = self.rule(target_log_probs_btv, proposal, rule_key_b)
     uniform_bg = jax.vmap(lambda key: jax.random.uniform(key, (num_drafted,)))(keep_key_b)
     kept_bg = uniform_bg < jnp.asarray(self.acceptance, jnp.float32)
-    return structs.Verdict(rules.leading_true(kept_bg), verdict.next_token_b)
+    return structs.Verdict(judging.leading_true(kept_bg & judging.is_drafted(proposal)), verdict.next_token_b)
 
 
 def block_efficiency(acceptance: Sequence[float]) -> float:
