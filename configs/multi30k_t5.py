@@ -10,6 +10,12 @@ enough for a CPU. Its files are not part of this project; name yours:
 
 Any two files whose lines correspond will do. Pairs of more than `task.max_length` tokens, three in
 ten of Multi30k's, are left out: an encoder-decoder is paid for by its longest row.
+
+Found on Multi30k (2 seeds, 16 prompts, gamma 5; two CPU cores shared with other work, so that no
+speed is given): the target reaches BLEU 13.8 greedily. Block efficiency of standard SD, control
+and DistillSpec: 2.03, 2.21, 2.18 when greedy, 2.30, 2.15, 2.20 at temperature 1, intervals of
+about +-0.25: no difference to tell. Alpha: 0.58, 0.62, 0.62 and 0.62, 0.62, 0.66. At this size and
+so few steps distillation moves alpha at temperature 1 beyond the control's, and nothing else.
 """
 
 import ml_collections
