@@ -17,6 +17,13 @@ row's mean loss, no dropout, gamma of 3, 5 and 7, batch size 1, greedy and at te
 beside it a control of as many further cross-entropy steps. Unlike the paper: forward KL alone
 (its best on greedy GSM8K), AdamW in place of Adafactor, models trained from scratch.
 
+Found (2 seeds, 16 prompts, gamma 5; two CPU cores shared with other work, so that no speed is
+given): alpha of standard SD, control and DistillSpec 0.73, 0.73, 0.71 when greedy and 0.63, 0.62,
+0.72 at temperature 1; block efficiency 2.83, 2.73, 2.60 and 2.41, 2.12, 2.64. What is sampled
+on-policy at temperature 1 is learnt at temperature 1; greedily nothing is gained, with intervals
+as wide as +-0.6, completions being a dozen tokens long. ROUGE-2 of the target is 2 %: it has
+learnt the form of a docstring and little of what it says.
+
 Published: 10 to 46 % faster than standard speculative decoding on four tasks, with T5 v1.1 XL
 and small (body and figures; the abstract says 45 %).
 """
