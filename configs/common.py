@@ -24,12 +24,9 @@ def study(name: str) -> ml_collections.ConfigDict:
   ))
   config.topology = _optional(str)  # the TPU slice that the study is meant for, as 'v5e:4x4'
   config.task = task()
-  # layout: sharded | tensor | replicated, see sharding.LAYOUTS. weights_dtype: of the frozen
-  # target that the draft learns from, float32 | bfloat16.
-  config.target = ml_collections.ConfigDict(dict(
-      model=decoder(), train=train(), layout='sharded', weights_dtype='float32'))
-  config.draft = ml_collections.ConfigDict(dict(
-      model=decoder(), train=train(), layout='sharded'))
+  config.target = model_stage()
+  config.target.weights_dtype = 'float32'  # | bfloat16: of the frozen one that a draft reads
+  config.draft = model_stage()
   config.distill = distill()
   config.evaluate = evaluate()
   return config
@@ -59,6 +56,17 @@ def task() -> ml_collections.ConfigDict:
       targets_field='targets',
       # accuracy | exact_answer | rouge1 | rouge2 | rougeL | bleu; None: the task's own, if any.
       metric=_optional(str),
+  ))
+
+
+def model_stage() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      # A Hugging Face directory or one of ours: its shape, weights and tokenizer are taken, of
+      # `model` only dtype; train.steps of 0 leaves it as it is. None: trained from scratch.
+      init_from=_optional(str),
+      model=decoder(),
+      train=train(),
+      layout='sharded',        # sharded | tensor | replicated, see sharding.LAYOUTS
   ))
 
 
@@ -128,9 +136,13 @@ def evaluate() -> ml_collections.ConfigDict:
       top_k=_optional(int),
       top_p=_optional(float),
       gammas=(3, 5, 7),
-      draft_sampling='sampled',      # sampled | greedy
-      rule='exact',            # exact | block
-      epsilon=1.0,             # 1 is lossless
+      draft_sampling=('sampled',),   # sampled, greedy
+      # (rule, epsilon) pairs. Lossless, with epsilon 1: exact, block. Lossy above temperature 0:
+      # linear, square, exponential, typical; at 0: greedy_lenience; at any: top_k, k = 1/epsilon.
+      rules=(('exact', 1.0),),
+      # Drafting ends where the draft's best token is less likely than this; 0: always gamma.
+      min_confidences=(0.0,),
+      max_quality_drop=_optional(float),  # share of the target's quality that the report may spend
       mesh=ml_collections.ConfigDict(dict(data=1, fsdp=1, tensor=1)),  # of the devices that decode
       topology=_optional(str),       # of the slice that decodes; None: the study's
       batch_size=1,

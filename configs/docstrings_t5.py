@@ -17,6 +17,13 @@ row's mean loss, no dropout, gamma of 3, 5 and 7, batch size 1, greedy and at te
 beside it a control of as many further cross-entropy steps. Unlike the paper: forward KL alone
 (its best on greedy GSM8K), AdamW in place of Adafactor, models trained from scratch.
 
+Found (2 seeds, 16 prompts, gamma 5; two CPU cores shared with other work, so that no speed is
+given): alpha of standard SD, control and DistillSpec 0.73, 0.73, 0.71 when greedy and 0.63, 0.62,
+0.72 at temperature 1; block efficiency 2.83, 2.73, 2.60 and 2.41, 2.12, 2.64. What is sampled
+on-policy at temperature 1 is learnt at temperature 1; greedily nothing is gained, with intervals
+as wide as +-0.6, completions being a dozen tokens long. ROUGE-2 of the target is 2 %: it has
+learnt the form of a docstring and little of what it says.
+
 Published: 10 to 46 % faster than standard speculative decoding on four tasks, with T5 v1.1 XL
 and small (body and figures; the abstract says 45 %).
 """
@@ -32,19 +39,19 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config = common.study('docstrings_t5')
   config.task.name = 'stdlib_docstrings'
   config.task.vocab_size = 1000
-  config.task.max_length = 160   # leaves out the longest third of the functions
+  config.task.max_length = 128   # leaves out the longer half of the functions
 
   config.target.model = common.t5()
-  config.target.model.update(num_encoder_layers=3, num_decoder_layers=4, width=160, num_heads=4,
-                             head_dim=40, mlp_width=320)
-  config.target.train.update(steps=500, learning_rate=2e-3)
+  config.target.model.update(num_encoder_layers=2, num_decoder_layers=4, width=144, num_heads=3,
+                             head_dim=48, mlp_width=288)
+  config.target.train.update(steps=350, learning_rate=2e-3, warmup_steps=30, eval_every=175)
 
   config.draft.model = common.t5()
   config.draft.model.update(num_encoder_layers=1, num_decoder_layers=1, width=64, num_heads=2,
                             head_dim=32, mlp_width=128)
-  config.draft.train.update(steps=500, learning_rate=3e-3)
+  config.draft.train.update(steps=500, learning_rate=4e-3, eval_every=250, checkpoint_every=250)
 
-  config.distill.train.update(steps=150)
+  config.distill.train.update(steps=200, learning_rate=4e-3, eval_every=100)
   config.distill.rollout.max_new_tokens = 24
-  config.evaluate.max_new_tokens = 32
+  config.evaluate.update(gammas=(3, 5), num_prompts=16, max_new_tokens=32)
   return config

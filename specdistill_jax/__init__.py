@@ -8,7 +8,7 @@ import importlib
 # Public name -> (module, attribute); attribute None is the module itself.
 _CONTENTS = {
     # Models.
-    'load_pretrained': ('specdistill_jax.checkpoints.store', 'load_model'),
+    'load_pretrained': ('specdistill_jax.checkpoints.pretrained', 'load'),
     'Model': ('specdistill_jax.models.base', 'Model'),
     # Decoding.
     'generate': ('specdistill_jax.api', 'generate'),

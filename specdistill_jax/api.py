@@ -1,8 +1,11 @@
 """`sd.generate` and `sd.speculate`: prompts in, tokens out, everything checked at the edge."""
 
 from collections.abc import Sequence
+import dataclasses
+import functools
 from typing import Any
 
+from absl import logging
 import jax
 from jaxtyping import Int
 import numpy as np
@@ -54,28 +57,34 @@ def generate(target: base.Model, prompts: Sequence[Any], *, max_new_tokens: int,
 def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *, gamma: int,
               max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
               top_p: float | None = None, rule: str = 'exact', epsilon: float = 1.0,
-              draft_sampling: str = 'sampled', key: jax.Array,
+              draft_sampling: str = 'sampled', min_confidence: float = 0.0, key: jax.Array,
               prompt_width: int | None = None) -> structs.Generation:
   """Decodes the target speculatively (Leviathan et al. 2023; Chen et al. 2023).
 
   Args (beside those of `generate`, which mean the same here):
     drafter: a smaller model with the target's vocabulary.
     gamma: tokens drafted a cycle, at least 1.
-    rule: which drafted tokens to keep; 'exact' emits the target's own law.
-    epsilon: leniency of a lossy rule, in (0, 1]; 1 is lossless.
+    rule: which drafted tokens to keep. Lossless: 'exact', 'block' (never fewer tokens a
+      call). Lossy above temperature 0: 'linear', 'square', 'exponential' (lenience of
+      DistillSpec), 'typical' (Medusa); at 0: 'greedy_lenience'; at any: 'top_k', which keeps
+      the target's 1 / epsilon best tokens.
+    epsilon: leniency of a lossy rule, in (0, 1]; 1 is lossless, smaller is more lenient.
     draft_sampling: 'sampled' drafts from the drafter's law, warped like the target's;
       'greedy' drafts its most probable token. Both are exact under an exact rule.
+    min_confidence: a row stops drafting, before gamma, where the drafter's best token is less
+      likely than this; 0 never stops. As exact as a fixed length.
 
   Raises:
-    ValueError: as `generate`; gamma below 1; epsilon outside (0, 1]; vocabularies that differ.
+    ValueError: as `generate`; gamma below 1; a rule that makes no sense with this epsilon or
+      temperature; min_confidence outside [0, 1); vocabularies that differ.
   """
   sampling = sampling_lib.Sampling(temperature, top_k, top_p)
   built_rule = rules.for_sampling(rule, epsilon, sampling)
-  check_pair(target, drafter)
+  target, drafter = check_pair(target, drafter)
   prompts_bt, lengths_b = pad_prompts(target, prompts, max_new_tokens, prompt_width)
   module = target.module.unstacked()
   built_drafter = make_drafter(drafter, gamma=gamma, target_sampling=sampling,
-                               draft_sampling=draft_sampling)
+                               draft_sampling=draft_sampling, min_confidence=min_confidence)
   state = engine.prefill_speculative(
       module, built_drafter, prompts_bt, lengths_b, key, max_new_tokens=max_new_tokens)
   state = engine.decode_speculative(
@@ -84,39 +93,78 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
 
 
 def make_drafter(model: base.Model, *, gamma: int, target_sampling: sampling_lib.Sampling,
-                 draft_sampling: str = 'sampled') -> lm.LMDrafter:
+                 draft_sampling: str = 'sampled',
+                 min_confidence: float = 0.0) -> lm.LMDrafter:
   """The drafter for a target that samples as `target_sampling` says."""
   if not isinstance(gamma, int) or gamma < 1:
     raise ValueError(f'gamma is {gamma}; it must be an integer of at least 1')
   if draft_sampling not in DRAFT_SAMPLING:
     raise ValueError(f'draft_sampling is {draft_sampling!r}; it must be one of '
                      f'{", ".join(DRAFT_SAMPLING)}')
+  if not 0.0 <= min_confidence < 1.0:
+    raise ValueError(f'min_confidence is {min_confidence}; it must lie in [0, 1), and 0 drafts '
+                     'gamma tokens always')
   greedy = draft_sampling == 'greedy'
   return lm.LMDrafter(
       module=model.module.unstacked(), gamma=gamma,
-      sampling=sampling_lib.Sampling(temperature=0.0) if greedy else target_sampling)
+      sampling=sampling_lib.Sampling(temperature=0.0) if greedy else target_sampling,
+      min_confidence=min_confidence)
 
 
-def check_pair(target: base.Model, drafter: base.Model) -> None:
-  """Raises unless the draft can speak for the target: one family, one vocabulary."""
+def check_pair(target: base.Model, drafter: base.Model) -> tuple[base.Model, base.Model]:
+  """The two models over the tokens that they share.
+
+  Raises unless the draft can speak for the target: one family, one vocabulary.
+  """
   families = target.config.family, drafter.config.family
   if families[0] != families[1]:
     raise ValueError(f'the target is of the family {families[0]!r} and the draft of '
                      f'{families[1]!r}; both must be of one family, since an encoder-decoder '
                      'and a decoder read prompts differently')
-  check_same_vocabulary(target, drafter)
+  return check_same_vocabulary(target, drafter)
 
 
-def check_same_vocabulary(target: base.Model, drafter: base.Model) -> None:
-  """Raises unless both models read and write the same token ids."""
-  sizes = target.config.vocab_size, drafter.config.vocab_size
-  if sizes[0] != sizes[1]:
-    raise ValueError(f'target has a vocabulary of {sizes[0]} tokens and draft one of {sizes[1]}; '
-                     'speculative decoding needs the same one')
+def check_same_vocabulary(target: base.Model, drafter: base.Model
+                          ) -> tuple[base.Model, base.Model]:
+  """The two models over the tokens that they share; raises unless these mean the same.
+
+  Models of one family may pad one vocabulary to different sizes. Then both laws are taken over
+  the real tokens: what padding ids would get is given to these, in proportion.
+  """
   digests = [getattr(model.vocabulary, 'digest', None) for model in (target, drafter)]
   if None not in digests and digests[0] != digests[1]:
     raise ValueError(f'target and draft have different vocabularies (digests {digests[0][:12]} '
                      f'and {digests[1][:12]}); speculative decoding needs the same one')
+  sizes = target.config.vocab_size, drafter.config.vocab_size
+  if sizes[0] == sizes[1]:
+    return target, drafter
+  can_narrow = all(hasattr(model.module, 'narrowed') for model in (target, drafter))
+  if None in digests or target.vocabulary.size > min(sizes) or not can_narrow:
+    raise ValueError(f'target has a vocabulary of {sizes[0]} tokens and draft one of {sizes[1]}; '
+                     'speculative decoding needs the same one')
+  shared = target.vocabulary.size
+  _say_shared(*sizes, shared)
+  return _narrowed(target, shared), _narrowed(drafter, shared)
+
+
+@functools.cache
+def _say_shared(target: int, drafter: int, shared: int) -> None:
+  logging.info('target has %d logits and draft %d; their vocabulary has %d tokens, and laws are '
+               'taken over these', target, drafter, shared)
+
+
+def _narrowed(model: base.Model, vocab_size: int) -> base.Model:
+  if model.config.vocab_size == vocab_size:
+    return model
+  module = model.module.narrowed(vocab_size)
+  return dataclasses.replace(model, module=module, config=module.config)
+
+
+def vocabulary_fields(model: base.Model) -> dict[str, Any]:
+  """What a config must say to have this model's tokens, where it has been narrowed."""
+  if not getattr(model.config, 'vocab_padding', 0):
+    return {}
+  return dict(vocab_size=model.config.vocab_size, vocab_padding=model.config.vocab_padding)
 
 
 def pad_prompts(target: base.Model, prompts: Sequence[Any], max_new_tokens: int,
@@ -151,7 +199,8 @@ def _encode(target: base.Model, prompt: Any, index: int) -> list[int]:
   if isinstance(prompt, str):
     if target.vocabulary is None:
       raise ValueError(f'prompt {index} is text, but the target has no vocabulary; give token ids')
-    prompt = target.vocabulary.encode(prompt)
+    vocabulary = target.vocabulary
+    prompt = [*vocabulary.prefix_ids, *vocabulary.encode(prompt), *vocabulary.suffix_ids]
   ids = [int(token) for token in prompt]
   if not ids:
     raise ValueError(f'prompt {index} is empty; a prompt needs at least one token')

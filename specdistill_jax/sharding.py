@@ -1,6 +1,6 @@
 """Every sharding word of the project: the mesh, and one table from axis letters to mesh axes.
 
-A parameter's name ends in its axes (`query_dnh`), so its layout follows from its name: each
+A parameter's name ends in its axes (`query_nhd`), so its layout follows from its name: each
 letter is looked up in one of `LAYOUTS`. Two models on one mesh may follow different ones: a
 large teacher is `sharded` while its small student is `replicated`. A leading axis that the name
 doesn't spell is the stack of layers. A dimension that the mesh axis doesn't divide stays whole,
@@ -52,7 +52,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1,
 
 
 def _parameter_name(path: tuple[Any, ...]) -> str:
-  """The innermost attribute or key that names axes: `.layers.query_dnh.value` -> query_dnh."""
+  """The innermost attribute or key that names axes: `.layers.query_nhd.value` -> query_nhd."""
   for entry in reversed(path):
     name = getattr(entry, 'name', None) or getattr(entry, 'key', None)
     if isinstance(name, str) and '_' in name and name.rsplit('_', 1)[1].isalpha():
@@ -61,7 +61,7 @@ def _parameter_name(path: tuple[Any, ...]) -> str:
 
 
 def axes(path: tuple[Any, ...]) -> str:
-  """The letters that end a leaf's name: `.layers.query_dnh.value` -> dnh; '' without any."""
+  """The letters that end a leaf's name: `.layers.query_nhd.value` -> nhd; '' without any."""
   return _parameter_name(path).rpartition('_')[2]
 
 

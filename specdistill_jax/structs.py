@@ -150,10 +150,14 @@ class Proposal:
     log_probs_bgv: float32, the exact (already warped) log-probabilities that each token
       was drawn from; one-hot (0 and -inf) when the drafter is greedy.
     drafter_state: the drafter's own state after drafting.
+    num_drafted_b: int32, how many of a row's positions were drafted, 1 to g; what lies behind
+      is filler. It may depend on drafted tokens, but whether position i is drafted must be
+      settled before its token is drawn, or the judged tokens are biased. None: all of them.
   """
   tokens_bg: jax.Array
   log_probs_bgv: jax.Array
   drafter_state: Any
+  num_drafted_b: jax.Array | None = None
 
 
 @struct.dataclass
@@ -161,7 +165,7 @@ class Verdict:
   """What a rule makes of a proposal.
 
   Attributes:
-    num_accepted_b: int32, drafted tokens kept, 0 to g.
+    num_accepted_b: int32, drafted tokens kept, 0 to what the row drafted.
     next_token_b: int32, the correction token, or the bonus token when all were kept.
   """
   num_accepted_b: jax.Array
@@ -175,12 +179,14 @@ class DecodeStats:
   Attributes:
     target_calls_b: int32, calls of the target after prefill while the row was unfinished.
     emitted_b: int32, new tokens, the end token included.
+    drafted_b: int32, tokens drafted while the row was unfinished.
     reached_bg: int32, times draft position g was examined: everything before it was
       accepted, and its token lies within the row's end and budget.
     accepted_bg: int32, times it was accepted, likewise.
   """
   target_calls_b: jax.Array
   emitted_b: jax.Array
+  drafted_b: jax.Array
   reached_bg: jax.Array
   accepted_bg: jax.Array
 
@@ -216,8 +222,8 @@ class Drafter(Protocol):
   """What proposes. Implementations are pytrees of parameters with static settings.
 
   `prefill` gives the drafter's state after the user's prompts, for `slots` decoded positions
-  (those of `state.tokens_bs`, a decoder's prompts included); `propose` drafts `gamma` tokens
-  after each row's last committed token; `commit` gives the drafter's state on the accepted
+  (those of `state.tokens_bs`, a decoder's prompts included); `propose` drafts up to `gamma`
+  tokens after each row's last committed token; `commit` gives the drafter's state on the accepted
   prefix, `state` already holding the new tokens.
   """
   gamma: int
@@ -237,7 +243,9 @@ class Drafter(Protocol):
 class Rule(Protocol):
   """What judges a proposal, `target_log_probs_btv` being `[b, g + 1, v]` and warped.
 
-  `lossless` says whether what is emitted follows the target's law.
+  `lossless` says whether what is emitted follows the target's law. A rule that wants to judge
+  by another law than the one sampled from has an attribute `law`, a `Sampling`: at temperature 0
+  a one-hot law says nothing about the second best token.
   """
   lossless: bool
 

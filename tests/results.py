@@ -44,6 +44,7 @@ def row(rng, hashed, *, objective, data_source, seed, alpha, temperature, gamma,
       seconds=slowdown * calls * cycle * rng.normal(1, 0.03, PROMPTS),
       autoregressive_emitted=NEW_TOKENS,
       autoregressive_seconds=NEW_TOKENS * TARGET_SECONDS * rng.normal(1, 0.03, PROMPTS),
+      drafted=gamma * calls,
       overlap=NEW_TOKENS * (alpha + rng.normal(0, 0.02, PROMPTS)), overlap_tokens=NEW_TOKENS)
   counts = np.stack([np.broadcast_to(columns[name], PROMPTS) for name in rows.COUNTS], axis=1)
   total = counts.sum(axis=0)
@@ -51,7 +52,8 @@ def row(rng, hashed, *, objective, data_source, seed, alpha, temperature, gamma,
   return rows.make(
       study='imaginary', task='stdlib_docs', target='decoder 4x256', draft='decoder 1x96',
       objective=objective, data_source=data_source, seed=seed, temperature=temperature,
-      gamma=gamma, rule='exact', epsilon=1.0, lossless=True, batch_size=1, num_prompts=PROMPTS,
+      gamma=gamma, rule='exact', epsilon=1.0, lossless=True, draft_sampling='sampled',
+      min_confidence=0.0, drafted_per_call=gamma, batch_size=1, num_prompts=PROMPTS,
       max_new_tokens=NEW_TOKENS, target_parameters=3_500_000, draft_parameters=210_000,
       alpha=float(intervals.ratio(measures.alpha_counts(total))), block_efficiency=tau,
       speedup_measured=float(intervals.ratio_of_ratios(measures.speedup_counts(total))),
@@ -72,6 +74,22 @@ def study(*, distilled=0.8, plain=0.5, slowdown=1.0, seeds=(0, 1)) -> list[dict]
     arms.append(dict(objective='cross_entropy', data_source='fixed', seed=seed, alpha=plain))
   return [row(rng, hashed, temperature=temperature, gamma=gamma, slowdown=slowdown, **arm)
           for temperature in (0.0, 1.0) for gamma in VERIFY_RATIO for arm in arms]
+
+
+def lossy_study() -> list[dict]:
+  """Beside `study`, in three more ways and with qualities; the faster ways answer worse."""
+  rng = np.random.default_rng(1)
+  made = [dict(line, quality=50.0, target_quality=50.0, quality_metric='accuracy')
+          for line in study(seeds=(0,))]
+  ways = (dict(rule='block', alpha=0.82, quality=51.0),
+          dict(rule='linear', epsilon=0.5, alpha=0.9, quality=48.0),
+          dict(rule='linear', epsilon=0.1, alpha=0.97, quality=30.0))
+  arm = dict(objective='forward_kl', data_source='draft', seed=0, gamma=5, temperature=1.0)
+  for way in ways:
+    line = row(rng, made[0]['config_hash'], alpha=way.pop('alpha'), **arm)
+    made.append(dict(line, target_quality=50.0, quality_metric='accuracy',
+                     lossless='epsilon' not in way, **way))
+  return made
 
 
 def write(workdir: pathlib.Path, made: list[dict]) -> None:

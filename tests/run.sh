@@ -6,7 +6,8 @@ set -euo pipefail
 
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 # shellcheck source=../launch/environment.sh
-source "$root/launch/environment.sh" "$root/tests/requirements.txt"
+source "$root/launch/environment.sh" "$root/tests/requirements.txt" \
+  "$root/tests/requirements-optional.txt"
 
 cd -- "$root"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"

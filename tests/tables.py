@@ -3,8 +3,6 @@
 A `TableModel` looks two tokens back, so a slip in cache, rollback or position changes its law.
 """
 
-import itertools
-
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -104,17 +102,17 @@ def enumerated_law(model, prompt, depth, **warp):
 def chi_square_p_value(law, samples, lengths, depth):
   """Goodness of fit of sampled sequences; 0 when something impossible was drawn."""
   from scipy import stats
-  counts = dict.fromkeys(law, 0)
-  rows = [tuple(row[:min(length, depth)]) for row, length in zip(samples, lengths)]
-  unique, inverse = np.unique(np.array([_pad(r, depth) for r in rows]), axis=0,
-                              return_inverse=True)
-  for sequence, count in zip(unique, np.bincount(inverse.reshape(-1))):
-    sequence = tuple(int(t) for t in sequence if t >= 0)
-    if sequence not in counts:
-      return 0.0
-    counts[sequence] = int(count)
-  expected = np.array([law[s] for s in law]) * len(rows)
-  observed = np.array([counts[s] for s in law])
+  samples, lengths = np.asarray(samples)[:, :depth], np.asarray(lengths)
+  base = 2 + max(int(samples.max()), max(max(s) for s in law))
+  real = np.arange(depth) < lengths[:, None]
+  powers = base ** np.arange(depth)
+  codes = np.where(real, samples + 1, 0) @ powers
+  code_of = lambda sequence: sum((t + 1) * int(w) for t, w in zip(sequence, powers))
+  counts = np.bincount(codes, minlength=base ** depth)
+  observed = np.array([counts[code_of(s)] for s in law], np.float64)
+  if observed.sum() != len(samples):
+    return 0.0
+  expected = np.array(list(law.values())) * len(samples)
   rare = expected < 10
   if rare.any():
     expected = np.append(expected[~rare], expected[rare].sum())
@@ -125,5 +123,10 @@ def chi_square_p_value(law, samples, lengths, depth):
   return float(stats.chi2.sf(statistic, expected.size - 1))
 
 
-def _pad(sequence, depth):
-  return tuple(itertools.chain(sequence, [-1] * (depth - len(sequence))))
+def holm(p_values):
+  """P-values corrected for their number (Holm 1979), in the order given."""
+  order = np.argsort(p_values)
+  scaled = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+  adjusted = np.empty(len(order))
+  adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+  return adjusted

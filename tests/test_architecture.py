@@ -36,15 +36,15 @@ FENCES = {
     'tensorflow_datasets': ('specdistill_jax/data/tasks.py', 'specdistill_jax/stages/prepare.py'),
     'seqio': ('specdistill_jax/data/tasks.py', 'specdistill_jax/stages/prepare.py'),
     'orbax': ('specdistill_jax/checkpoints/store.py',),
-    'torch': (),
-    'transformers': (),
+    'torch': ('specdistill_jax/evaluation/peers.py',),
+    'transformers': ('specdistill_jax/evaluation/peers.py',),
     'matplotlib': ('specdistill_jax/evaluation/tradeoff.py',),
     'absl.flags': tuple(f'specdistill_jax/{name}.py' for name in ENTRY_POINTS),
 }
 
 
 def imports(path: pathlib.Path) -> set[str]:
-  """Full names of everything that a file imports, inside functions too."""
+  """Full names of everything that a file imports, inside functions and by `importlib` too."""
   found = set()
   for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
     if isinstance(node, ast.Import):
@@ -52,6 +52,9 @@ def imports(path: pathlib.Path) -> set[str]:
     elif isinstance(node, ast.ImportFrom):
       assert node.level == 0, f'{path} uses a relative import'
       found |= {f'{node.module}.{alias.name}' for alias in node.names}
+    elif (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+          and node.func.attr == 'import_module' and isinstance(node.args[0], ast.Constant)):
+      found.add(node.args[0].value)
   return found
 
 
@@ -141,3 +144,16 @@ def test_importing_the_package_is_light():
 def test_importing_main_is_light():
   heavy = {'tensorflow', 'seqio', 'orbax', 'matplotlib', 'torch', 'jax', 'flax'}
   assert not loaded_after('import specdistill_jax.main') & heavy
+
+
+def test_importing_bench_is_light():
+  heavy = {'tensorflow', 'seqio', 'orbax', 'matplotlib', 'torch', 'jax', 'flax'}
+  assert not loaded_after('import specdistill_jax.bench') & heavy
+
+
+def test_the_suite_runs_where_only_jax_is_installed():
+  """An accelerator machine without what data and checkpoints need."""
+  foreign = {'tensorflow', 'tensorflow_datasets', 'seqio', 'grain', 'orbax', 'matplotlib',
+             'torch', 'transformers', 'rich', 'sentencepiece', 'ml_collections', 'optax'}
+  found = loaded_after('import specdistill_jax.stages.benchmark') & foreign
+  assert not found - loaded_after('import flax.nnx'), found  # flax has needs of its own

@@ -30,11 +30,15 @@ WRONG = [
     ('evaluate.temperatures', (float('nan'),), 'at least 0'),
     ('evaluate.top_p', 0.0, 'above 0 and at most 1'),
     ('evaluate.top_p', 1.1, 'above 0 and at most 1'),
-    ('evaluate.epsilon', 0.0, 'above 0 and at most 1'),
-    ('evaluate.epsilon', 1.2, 'above 0 and at most 1'),
-    ('evaluate.epsilon', 0.5, 'must be 1.0'),
-    ('evaluate.rule', 'typical', 'exact'),
-    ('evaluate.draft_sampling', 'best', 'greedy'),
+    ('evaluate.rules', (), 'pairs'),
+    ('evaluate.rules', ('exact',), 'pairs'),
+    ('evaluate.rules', (('exact', 1.0), ('linear', 0.0)), 'above 0 and at most 1'),
+    ('evaluate.rules', (('exact', 1.0), ('linear', 1.2)), 'above 0 and at most 1'),
+    ('evaluate.rules', (('exact', 1.0), ('typcal', 0.3)), "did you mean 'typical'"),
+    ('evaluate.rules', (('exact', 1.0), ('exact', 1.0)), 'without repetition'),
+    ('evaluate.draft_sampling', ('best',), 'greedy'),
+    ('evaluate.min_confidences', (1.0,), 'below 1'),
+    ('evaluate.max_quality_drop', 1.0, 'below 1'),
     ('evaluate.batch_size', 5, 'multiple'),
     ('evaluate.max_new_tokens', 200, 'at most 80'),
     ('target.train.steps', 0, 'at least 1'),
@@ -170,7 +174,27 @@ def test_names_are_those_that_the_stages_know():
   """A name added to a stage but not here could not be asked for, and the other way round."""
   assert checks.DATA_SOURCES == distill.DATA_SOURCES
   assert set(checks.OBJECTIVES) == set(objectives.DIVERGENCES)
-  for name in rules.RULES:
-    config = common.study('x')
-    config.evaluate.rule = name
-    checks.check(config)
+  assert checks.RULES == rules.NAMES
+
+
+@pytest.mark.parametrize('pairs,right', [
+    ((('exact', 0.5),), 'has no leniency; it must be 1'),
+    ((('exact', 1.0), ('typical', 1.0)), 'epsilon below 1'),
+    ((('exact', 1.0), ('top_k', 0.4)), '1 / 2, 1 / 3'),
+    ((('linear', 0.5),), 'no lossless rule at temperature 0'),
+])
+def test_rules_that_make_no_sense(pairs, right):
+  config = common.study('x')
+  config.evaluate.rules = pairs
+  sentence = refused(config)
+  assert 'config.evaluate.rules' in sentence and right in sentence
+
+
+def test_a_rule_needs_one_temperature_that_it_is_for():
+  config = common.study('x')
+  config.evaluate.rules = (('exact', 1.0), ('linear', 0.5), ('greedy_lenience', 0.5))
+  checks.check(config)
+  config.evaluate.temperatures = (0.0,)
+  assert "('linear', 0.5)" in refused(config)
+  config.evaluate.temperatures = (0.7,)
+  assert "('greedy_lenience', 0.5)" in refused(config)

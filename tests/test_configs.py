@@ -16,6 +16,7 @@ FILES = sorted(path for path in CONFIGS.glob('*.py')
 # What a config leaves to its user.
 LEFT_TO_USER = {'local_files': {'task.train_files': ('train.jsonl',)},
                 'conversations': {'task.train_files': ('chats.jsonl',)},
+                'multi30k_t5': {'task.train_files': (('train.de', 'train.en'),)},
                 'tfds_tasks': {'task.data_dir': 'gs://bucket/tfds'}}
 
 

@@ -1,5 +1,6 @@
 """The prepare stage on tiny files: rows, masks, splits, restarts, and what it refuses."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ from configs import common
 from specdistill_jax.data import shards
 from specdistill_jax.data import vocabulary
 from specdistill_jax.stages import prepare
+from specdistill_jax.stages import token_rows
 
 WORDS = 'red green blue black white brown grey pink gold lilac'.split()
 PAIRS = [(f'Mix {a} and {b}:\n  what comes?', f'It is {b} {a}, {i}.')
@@ -207,6 +209,24 @@ prepare.run(test_data_prepare.study(train_files={config.task.train_files!r}),
 def test_unfit_settings_are_refused_and_leave_nothing(tmp_path, pairs, task, message):
   with pytest.raises(ValueError, match=message):
     prepare.run(study(**({'train_files': pairs[0].task.train_files} | task)), tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('fill, fault', [(0, 'all zeros'), (1, 'all ones')])
+def test_a_wrong_mask_of_a_pair_stops_the_run_and_shows_the_text(
+    fill, fault, tmp_path, pairs, monkeypatch):
+  """Whatever a task does to its rows, one that would teach nothing, or all, is not written."""
+  right = token_rows.pair_row
+  def wrong(*args):
+    row = right(*args)
+    return dataclasses.replace(row, loss_mask=np.full_like(row.loss_mask, fill))
+  monkeypatch.setattr(token_rows, 'pair_row', wrong)
+  with pytest.raises(ValueError, match=f"task 'local_files'.*{fault}") as caught:
+    prepare.run(pairs[0], tmp_path)
+  prompt, completion = next(
+      (a, b) for a, b in PAIRS if f'{a!r}'[1:-1] in str(caught.value))
+  begin, end = ('⟦', '⟧') if fill else ('', '')
+  assert f'{begin + prompt}\n{completion + end}'.replace('\n', '\\n') in str(caught.value)
   assert not list(tmp_path.iterdir())
 
 

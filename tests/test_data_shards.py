@@ -159,11 +159,21 @@ def unfit(**changes):
     (unfit(loss_mask=np.ones(5, np.uint8)), 'needs a loss mask of 6 zeros and ones'),
     (unfit(loss_mask=np.full(6, 2, np.uint8)), 'needs a loss mask of 6 zeros and ones'),
     (unfit(loss_mask=np.eye(1, 6, dtype=np.uint8)[0]), 'no token to learn'),
+    # All of the mask lies in the prompt, of which an encoder-decoder learns nothing.
+    (unfit(loss_mask=np.eye(2, 6, dtype=np.uint8)[1]), 'no token to learn'),
+    (unfit(loss_mask=np.ones(6, np.uint8)), 'all ones: the prompt would be learnt'),
 ])
 def test_unfit_rows_are_named(tmp_path, row, message):
   place = "Row 1 of the split 'train' .document 'doc/3'."
   with pytest.raises(ValueError, match=f'{place} .*{message}'):
-    shards.write(tmp_path, 'train', [make_row(0), row], METADATA)
+    shards.write(tmp_path, 'train', [make_row(0), row], METADATA | dict(kind='pairs'))
+
+
+def test_running_text_and_prompts_of_one_token_may_be_learnt_throughout(tmp_path):
+  everything = dict(loss_mask=np.ones(6, np.uint8))
+  shards.write(tmp_path, 'train', [unfit(**everything)], METADATA | {'kind': 'language modelling'})
+  shards.write(tmp_path, 'validation', [unfit(prompt_length=1, **everything)],
+               METADATA | {'kind': 'pairs'})
 
 
 def test_unfit_metadata_and_empty_splits_are_refused(tmp_path):
@@ -175,10 +185,11 @@ def test_unfit_metadata_and_empty_splits_are_refused(tmp_path):
     put(tmp_path, source='teacher')
 
 
-def test_an_all_masked_batch_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize('mask', [np.zeros(6, np.uint8), np.eye(2, 6, dtype=np.uint8)[1]])
+def test_an_all_masked_batch_is_refused(mask, tmp_path, monkeypatch):
   """Such rows are refused when written; a shard from elsewhere must not train silently."""
   monkeypatch.setattr(shards.records, 'check', lambda *args: None)
-  masked = [unfit(loss_mask=np.zeros(6, np.uint8)) for _ in range(4)]
+  masked = [unfit(loss_mask=mask) for _ in range(4)]
   shards.write(tmp_path, 'train', masked, METADATA)
   with pytest.raises(ValueError, match="split 'train' has no token to learn.*'doc/3'"):
     next(read(tmp_path))

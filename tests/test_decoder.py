@@ -134,8 +134,8 @@ def test_sharded_forward_equals_one_device():
   built = models.config(tie_embeddings=False)
   init = lambda: decoder.init(built, jax.random.key(0))
   module = sharding.sharded_init(init, mesh)
-  assert module.layers.attention.query_dnh[...].sharding.spec == PartitionSpec(
-      None, 'fsdp', 'tensor', None)
+  assert module.layers.attention.query_nhd[...].sharding.spec == PartitionSpec(
+      None, 'tensor', None, 'fsdp')
   tokens = jax.random.randint(jax.random.key(1), (8, 6), 0, models.VOCAB)
   split = jax.device_put(tokens, sharding.batch_sharding(mesh))
   sharded = jax.jit(lambda m, t: m.causal(t).logits_btv)(module, split)

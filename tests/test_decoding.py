@@ -1,5 +1,7 @@
 """The decoding loops on real (tiny) decoders: greedy equality, rows, end tokens, bad input."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,10 +76,11 @@ def test_a_draft_equal_to_the_target_accepts_everything(draft_sampling, temperat
   assert accepted >= reached - (1 if temperature else 0)
 
 
-def test_a_row_depends_neither_on_its_neighbours_nor_on_their_number():
+@pytest.mark.parametrize('min_confidence', [0.0, 0.5])
+def test_a_row_depends_neither_on_its_neighbours_nor_on_their_number(min_confidence):
   prompts = _prompts(6)
   keys = jax.random.split(jax.random.key(5), 6)
-  settings = dict(gamma=3, max_new_tokens=NEW, prompt_width=16)
+  settings = dict(gamma=3, max_new_tokens=NEW, prompt_width=16, min_confidence=min_confidence)
   together = api.speculate(TARGET, DRAFT, prompts, key=keys, **settings)
   order = np.array([4, 0, 5, 2, 1, 3])
   shuffled = api.speculate(TARGET, DRAFT, [prompts[i] for i in order], key=keys[order],
@@ -110,6 +113,36 @@ def test_rows_stop_at_their_end_token_and_counts_add_up():
   assert 1.0 <= emitted.sum() / calls.sum() <= 4.0
 
 
+@pytest.mark.parametrize('draft_sampling', ['sampled', 'greedy'])
+def test_greedy_decoding_with_drafts_that_stop_early(draft_sampling):
+  """Token for token the target's own, over a batch whose rows stop at different lengths."""
+  prompts = _prompts(64)
+  expected = api.generate(TARGET, prompts, max_new_tokens=NEW, temperature=0,
+                          key=jax.random.key(0))
+  out = api.speculate(TARGET, DRAFT, prompts, gamma=6, max_new_tokens=NEW, temperature=0,
+                      draft_sampling=draft_sampling, min_confidence=0.5, key=jax.random.key(1))
+  np.testing.assert_array_equal(out.tokens, expected.tokens)
+  drafted_b, calls_b = out.stats.drafted_b, out.stats.target_calls_b
+  assert np.all(drafted_b >= calls_b) and np.all(drafted_b <= 6 * calls_b)
+  assert 1.1 * calls_b.sum() < drafted_b.sum() < 5.5 * calls_b.sum()
+  assert np.all(out.stats.reached_bg.sum(axis=1) <= drafted_b)
+
+
+def test_draft_steps_that_no_row_needs_are_not_run():
+  """The loop over draft steps ends with the last confident row; the cache shows how far it ran."""
+  drafter = api.make_drafter(DRAFT, gamma=6, target_sampling=api.sampling_lib.Sampling(0.0),
+                             min_confidence=0.9999)
+  prompts_bt, lengths_b = api.pad_prompts(TARGET, _prompts(8), NEW)
+  state = api.engine.prefill_speculative(
+      TARGET.module.unstacked(), drafter, prompts_bt, lengths_b, jax.random.key(0),
+      max_new_tokens=NEW)
+  for chosen in (drafter, dataclasses.replace(drafter, min_confidence=1e-6)):
+    proposal = jax.jit(type(chosen).propose)(chosen, state, state.key_b)
+    steps = int((proposal.drafter_state.length_b - state.lengths_b).max()) + 1
+    assert steps == int(proposal.num_drafted_b.max())
+    assert steps == (6 if chosen is not drafter else 1)
+
+
 def test_a_draft_of_another_depth_and_family_works():
   draft = models.tiny(4, num_layers=1, width=8, num_heads=2, num_kv_heads=1, qk_norm=True)
   prompts = _prompts(8)
@@ -136,6 +169,8 @@ def test_no_recompilation_for_prompts_of_one_bucket():
     (dict(epsilon=0.0), r'epsilon is 0.0; it must lie in \(0, 1\]'),
     (dict(epsilon=1.5), r'epsilon is 1.5; it must lie in \(0, 1\]'),
     (dict(epsilon=0.5), "rule 'exact' is lossless and has no leniency"),
+    (dict(rule='linear', epsilon=0.5, temperature=0.0), "rule 'linear' with epsilon 0.5 does not"),
+    (dict(min_confidence=1.0), r'min_confidence is 1.0; it must lie in \[0, 1\)'),
     (dict(rule='exactly'), "rule is 'exactly'; it must be one of exact"),
     (dict(temperature=-1.0), 'temperature is -1.0; it must be 0'),
     (dict(top_k=0), 'top_k is 0; it must be at least 1'),

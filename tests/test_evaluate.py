@@ -1,10 +1,14 @@
 """The evaluate stage on untrained models: rows, resuming, and what is left null."""
 
+import dataclasses
+
 import jax
+import numpy as np
 import pytest
 
 import studies
 from specdistill_jax.checkpoints import store
+from specdistill_jax.data import shards
 from specdistill_jax.evaluation import rows
 from specdistill_jax.models import families
 from specdistill_jax.stages import checks
@@ -17,6 +21,9 @@ def study():
   config = studies.config()
   config.evaluate.temperatures = (0.0,)
   config.evaluate.gammas = (2,)
+  # At temperature 0 block is exact and greedy drafts are sampled ones: two ways are left.
+  config.evaluate.rules = (('exact', 1.0), ('block', 1.0), ('greedy_lenience', 0.5))
+  config.evaluate.draft_sampling = ('sampled', 'greedy')
   config.evaluate.num_prompts = 3
   config.evaluate.max_new_tokens = 5
   config.evaluate.bootstrap_samples = 20
@@ -47,14 +54,17 @@ def workdir(tmp_path_factory):
 
 def test_one_complete_row_for_each_setting(workdir):
   found = rows.read(workdir / 'results.jsonl')
-  assert [(row['objective'], row['data_source'], row['train_steps']) for row in found] == [
+  assert [(row['objective'], row['data_source'], row['train_steps']) for row in found] == 2 * [
       ('none', None, 0), ('forward_kl', 'draft', 6), ('cross_entropy', 'fixed', 6)]
+  assert [(row['rule'], row['epsilon'], row['lossless'], row['draft_sampling'])
+          for row in found] == (3 * [('exact', 1.0, True, 'sampled')]
+                                + 3 * [('greedy_lenience', 0.5, False, 'sampled')])
   for row in found:
     assert set(row) == set(rows.FIELDS)
     unmeasured = {field for field in rows.FIELDS if row[field] is None}
     # The rows of this study have no text: no metric. Outside of git there is no commit.
     assert unmeasured - {'data_source', 'commit'} == {
-        'quality_metric', 'quality', 'target_quality', 'top_k', 'top_p'}
+        'quality_metric', 'quality', 'target_quality', 'top_k', 'top_p', 'category'}
 
 
 def test_figures_fit_their_definitions(workdir):
@@ -62,6 +72,7 @@ def test_figures_fit_their_definitions(workdir):
     tau, gamma = row['block_efficiency'], row['gamma']
     assert 1.0 <= tau <= gamma + 1
     assert row['accepted_per_call'] == pytest.approx(tau - 1)
+    assert row['drafted_per_call'] == gamma
     assert 0.0 <= row['alpha'] <= 1.0
     assert row['speedup_predicted'] == pytest.approx(
         tau / (gamma * row['cost_ratio'] + row['verify_ratio']))
@@ -95,7 +106,7 @@ def test_a_killed_evaluation_resumes(workdir):
     evaluate.run(study(), workdir)
     resumed = rows.read(path)
     assert path.read_bytes().startswith(b''.join(lines[:2]))
-    assert [row['objective'] for row in resumed] == ['none', 'forward_kl', 'cross_entropy']
+    assert [row['objective'] for row in resumed] == 2 * ['none', 'forward_kl', 'cross_entropy']
     # Counts don't depend on what else was measured; times do.
     first = rows.read(_written(workdir / 'first.jsonl', whole))
     assert resumed[2]['accepted_by_position'] == first[2]['accepted_by_position']
@@ -109,6 +120,56 @@ def _written(path, content):
   return path
 
 
+@pytest.fixture(scope='module')
+def categories(workdir, tmp_path_factory):
+  """The same models on prompts of two categories, and one without any; the draft alone."""
+  path = tmp_path_factory.mktemp('categories')
+  for name in ('target', 'draft'):
+    (path / name).symlink_to(workdir / name)
+  names = ['maths', 'maths', 'poems', 'poems', '']
+  held_out = [dataclasses.replace(row, category=name)
+              for row, name in zip(studies.rows(5, 1), names)]
+  metadata = shards.read_metadata(workdir / 'data', 'validation')
+  shards.write(path / 'data', 'validation', held_out, metadata)
+  config = study()
+  config.distill, config.evaluate.num_prompts = None, 5
+  config.evaluate.update(draft_sampling=('sampled',), rules=(('exact', 1.0),))
+  evaluate.run(config, path)
+  return config, path
+
+
+def test_categories_have_lines_of_their_own_that_add_up(categories):
+  found = rows.read(categories[1] / 'results.jsonl')
+  assert [(row['category'], row['num_prompts']) for row in found[-1:]] == [(None, 5)]
+  parts = {row['category']: row for row in found[:-1]}
+  assert {name: row['num_prompts'] for name, row in parts.items()} == {'maths': 2, 'poems': 2}
+  whole, parts = found[-1], list(parts.values())
+  counts = [tuple(line) for row in parts for line in row['counts']]
+  assert len(counts) == 4 and set(counts) < {tuple(line) for line in whole['counts']}
+  for row in found:
+    emitted, calls = np.sum(row['counts'], axis=0)[:2]
+    assert row['block_efficiency'] == pytest.approx(emitted / calls)
+    assert row['cost_ratio'] == whole['cost_ratio']
+  chosen = shards.validation_rows(categories[1] / 'data', 5, seed=0)
+  first = [i for i, row in enumerate(chosen) if row.category == parts[0]['category']]
+  assert parts[0]['counts'] == [whole['counts'][i] for i in first]
+
+
+def test_a_setting_with_categories_is_not_measured_again(categories, monkeypatch):
+  config, path = categories
+  monkeypatch.setattr(evaluate.latency, 'measure', None)
+  evaluate.run(config, path)
+  report.run(config, path)
+  assert '| 0 | 2 | standard SD | ' in (path / 'report.md').read_text().partition('By cat')[2]
+
+
+def test_a_batch_of_several_prompts_counts_for_no_category():
+  made = lambda *categories: evaluate.Prompts([None] * len(categories), [], list(categories))
+  assert made(['a'], ['b'], [''], ['a']).parts() == {'a': [0, 3], 'b': [1], None: [0, 1, 2, 3]}
+  assert made(['a', 'a'], ['b', 'b']).parts() == {None: [0, 1]}
+  assert made(['a'], ['a']).parts() == made([''], ['']).parts() == {None: [0, 1]}
+
+
 def test_too_few_prompts_is_one_sentence(workdir):
   config = study()
   config.evaluate.num_prompts = 99
@@ -118,5 +179,13 @@ def test_too_few_prompts_is_one_sentence(workdir):
 
 def test_report_follows(workdir):
   report.run(study(), workdir)
-  assert 'target alone' in (workdir / 'report.md').read_text()
+  text = (workdir / 'report.md').read_text()
+  assert 'target alone' in text and 'greedy_lenience ε=0.5, lossy' in text
+  assert 'The task has no metric' in text
+
+
+def test_a_finished_study_can_be_asked_for_another_budget(workdir):
+  config = study()
+  config.evaluate.max_quality_drop = 0.1
+  report.run(config, workdir)
 

@@ -5,6 +5,7 @@ import pytest
 
 import results
 from specdistill_jax.evaluation import answers
+from specdistill_jax.evaluation import rows
 from specdistill_jax.evaluation import summary as summary_lib
 from specdistill_jax.stages import report
 
@@ -87,16 +88,17 @@ def test_a_lossy_row_says_so():
 
 
 def test_answers_of_a_success(summaries):
-  bought, faster, prediction = answers.write(summaries, samples=100)
+  bought, faster, prediction, length = answers.write(summaries, samples=100)
   assert 'a loss' not in bought and 'not distinguishable' not in bought
   assert 'against the control' in bought
   assert faster.count(': yes;') == 2
   assert 'c = 0.10 and v = 1.40' in prediction
+  assert length.count(' is best (') == 6 and 'x at 4*' in length and 'x at 3,' in length
 
 
 def test_answers_of_a_failure_are_honest():
   """Drafts that agree rarely, distillation without effect, a clock that says slower."""
-  bought, faster, _ = answers.write(
+  bought, faster, *_ = answers.write(
       summaries_of(plain=0.3, distilled=0.3, slowdown=2.0), samples=100)
   assert 'not distinguishable from no change' in bought
   assert faster.count('no, it is slower') == 2 and 'yes' not in faster
@@ -105,7 +107,7 @@ def test_answers_of_a_failure_are_honest():
 
 
 def test_prediction_off_by_half_is_said():
-  *_, prediction = answers.write(summaries_of(slowdown=2.0), samples=50)
+  prediction = answers.write(summaries_of(slowdown=2.0), samples=50)[2]
   assert 'on average 50 %' in prediction
 
 
@@ -122,6 +124,28 @@ def test_report_and_plots(tmp_path, capsys):
   assert not list(tmp_path.glob('*.tmp'))
   report.show(config, tmp_path)
   assert 'target alone' in capsys.readouterr().out
+
+
+def test_categories_have_a_table_of_their_own_and_change_no_other(tmp_path):
+  made = results.study()
+  results.write(tmp_path, made)
+  report.run(results.config(), tmp_path)
+  before = (tmp_path / 'report.md').read_text()
+  assert 'By category' not in before
+  for category, tau, speedup in (('poems', 1.5, 0.8), ('maths', 3.25, 2.0)):
+    for row in made:
+      emitted = np.full(4, 26.0)
+      counts = dict(zip(rows.COUNTS, np.zeros((len(rows.COUNTS), 4))))
+      counts |= dict(emitted=emitted, target_calls=emitted / tau, seconds=1 + 0 * emitted,
+                     autoregressive_emitted=emitted, autoregressive_seconds=speedup + 0 * emitted,
+                     overlap=emitted, overlap_tokens=emitted)
+      line = np.stack([counts[name] for name in rows.COUNTS], axis=1).tolist()
+      rows.append(tmp_path / 'results.jsonl', row | dict(category=category, counts=line))
+  report.run(results.config(), tmp_path)
+  whole, _, section = (tmp_path / 'report.md').read_text().partition('## By category')
+  assert whole == before.partition('## Plots')[0]
+  assert '| T | γ | method | maths (4) | poems (4) |' in section
+  assert f'| 1 | 3 | {DISTILLED} | 3.25, 2.00x | 1.50, 0.80x |' in section
 
 
 def test_curves_leave_other_stages_out(tmp_path):

@@ -74,7 +74,8 @@ def test_nan_is_refused_rather_than_written(tmp_path):
 def test_identity_ignores_figures_and_sees_settings():
   row = rows.make(study='x', gamma=3, alpha=0.5)
   assert rows.identity(row) == rows.identity({**row, 'alpha': 0.6, 'commit': 'abc'})
-  for field in ('gamma', 'seed', 'temperature', 'config_hash', 'objective', 'epsilon'):
+  for field in ('gamma', 'seed', 'temperature', 'config_hash', 'objective', 'epsilon',
+                'category'):
     assert rows.identity(row) != rows.identity({**row, field: 9})
 
 
@@ -141,7 +142,7 @@ def test_sums_come_before_ratios():
 def test_speedup_of_known_times():
   """Alone 10 tokens in 2 s, speculatively 30 tokens in 3 s: 0.2 s against 0.1 s a token."""
   counts = dict(emitted=30, target_calls=10, seconds=3.0, autoregressive_emitted=10,
-                autoregressive_seconds=2.0, overlap=0, overlap_tokens=0)
+                autoregressive_seconds=2.0, overlap=0, overlap_tokens=0, drafted=50)
   row = np.array([counts[name] for name in rows.COUNTS])
   assert intervals.ratio_of_ratios(measures.speedup_counts(row)) == pytest.approx(2.0)
 

@@ -29,14 +29,14 @@ def specs(shapes, mesh, layout='sharded'):
 
 
 @pytest.mark.parametrize('layout, query, embedding', [
-    ('sharded', P(None, 'fsdp', 'tensor', None), P('tensor', 'fsdp')),
-    ('tensor', P(None, None, 'tensor', None), P('tensor', None)),
+    ('sharded', P(None, 'tensor', None, 'fsdp'), P('tensor', 'fsdp')),
+    ('tensor', P(None, 'tensor', None, None), P('tensor', None)),
     ('replicated', P(None, None, None, None), P(None, None))])
 def test_layouts(layout, query, embedding):
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
   shapes = jax.eval_shape(lambda: models.tiny(vocab_size=VOCAB).module)
   found = specs(shapes, mesh, layout)
-  assert found['layers/attention/query_dnh/value'] == query
+  assert found['layers/attention/query_nhd/value'] == query
   assert found['embedding_vd/value'] == embedding
 
 
@@ -44,14 +44,14 @@ def test_a_dimension_that_does_not_divide_stays_whole():
   mesh = sharding.make_mesh(data=1, fsdp=1, tensor=8)
   shapes = jax.eval_shape(lambda: models.tiny(num_heads=4, num_kv_heads=2, mlp_width=24).module)
   found = specs(shapes, mesh)
-  assert found['layers/attention/query_dnh/value'] == P(None, 'fsdp', None, None)
-  assert found['layers/mlp/up_df/value'] == P(None, 'fsdp', 'tensor')
+  assert found['layers/attention/query_nhd/value'] == P(None, None, None, 'fsdp')
+  assert found['layers/mlp/up_fd/value'] == P(None, 'tensor', 'fsdp')
 
 
 def test_only_matrices_change_their_dtype():
   module = models.tiny(attention_bias=True).module
   found = sharding.matrices_in(module, 'bfloat16')
-  assert found.layers.attention.query_dnh[...].dtype == jnp.bfloat16
+  assert found.layers.attention.query_nhd[...].dtype == jnp.bfloat16
   assert found.layers.attention.query_bias_nh[...].dtype == jnp.float32
   assert found.layers.attention_norm.scale_d[...].dtype == jnp.float32
 

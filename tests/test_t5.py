@@ -148,7 +148,7 @@ def test_prompts_are_read_once():
   decode = functools.partial(engine.decode_autoregressive, sampling=sampling_lib.Sampling(1.0))
   def poison(path, leaf):
     name = jax.tree_util.keystr(path)
-    read = 'encoder' in name or ('cross' in name and ('key_dkh' in name or 'value_dkh' in name))
+    read = 'encoder' in name or ('cross' in name and ('key_khd' in name or 'value_khd' in name))
     return jnp.full_like(leaf, jnp.nan) if read else leaf
   poisoned = jax.tree_util.tree_map_with_path(poison, module)
   assert np.isnan(poisoned.encode(PROMPTS, LENGTHS)[0]).all()
@@ -195,7 +195,7 @@ def test_tied_head_is_the_embedding_over_the_root_of_the_width():
   features = jax.random.normal(jax.random.key(0), (2, 3, 16))
   np.testing.assert_allclose(module.logits(features),
                              features @ module.embedding_vd[...].T / 4, atol=1e-5)
-  assert module.head_dv is None and module.decoder_layers.mlp.gate_df is None
+  assert module.head_vd is None and module.decoder_layers.mlp.gate_fd is None
 
 
 @pytest.mark.parametrize('fields, message', [
@@ -286,26 +286,29 @@ def enumerated_law(model, prompt, temperature):
 @functools.cache
 def small_pair():
   small = dict(vocab_size=5, width=8, num_heads=1, num_encoder_layers=1, num_decoder_layers=1)
-  target = models.tiny_t5(2, scale=1.6, **small)
+  target = models.tiny_t5(3, scale=1.6, **small)
   return target, models.perturbed(target, 0.35)
 
 
-@pytest.mark.parametrize('gamma, temperature', [(1, 1.0), (3, 1.0), (3, 0.6)])
-def test_speculative_samples_follow_the_targets_law(gamma, temperature):
+@pytest.mark.parametrize('gamma, temperature, rule', [
+    (1, 1.0, 'exact'), (3, 1.0, 'exact'), (3, 0.6, 'exact'), (3, 1.0, 'block')])
+def test_speculative_samples_follow_the_targets_law(gamma, temperature, rule):
+  """Two prompts of different lengths, one padded, share the batch; each has its own law."""
   target, draft = small_pair()
-  prompt = [2, 4, 3]
-  law = enumerated_law(target, prompt, temperature)
-  assert sum(law.values()) == pytest.approx(1) and len(law) == 4 ** 3 + 4 ** 2 + 4 + 1
-  out = api.speculate(target, draft, [prompt] * SAMPLES, gamma=gamma, max_new_tokens=DEPTH + 1,
-                      temperature=temperature, key=jax.random.key(3))
-  p_value = functools.partial(tables.chi_square_p_value, samples=np.asarray(out.tokens),
-                              lengths=np.asarray(out.lengths), depth=DEPTH)
-  assert p_value(law) > 1e-3 / 3
+  prompts = [[2, 4, 3], [3, 2, 2, 4, 2, 3]]
+  out = api.speculate(target, draft, prompts * (SAMPLES // 2), gamma=gamma, rule=rule,
+                      max_new_tokens=DEPTH + 1, temperature=temperature, key=jax.random.key(3))
   kept = out.stats.accepted_bg.sum() / out.stats.reached_bg.sum()
   assert 0.1 < kept < 0.97, 'the draft agrees too well, or never: the test saw one branch'
-  # Another prompt, or the draft's own law: the test tells them apart.
-  assert p_value(enumerated_law(target, [2, 4, 2], temperature)) < 1e-9
-  assert p_value(enumerated_law(draft, prompt, temperature)) < 1e-9
+  for row, prompt in enumerate(prompts):
+    law = enumerated_law(target, prompt, temperature)
+    assert sum(law.values()) == pytest.approx(1) and len(law) == 4 ** 3 + 4 ** 2 + 4 + 1
+    p_value = functools.partial(tables.chi_square_p_value, samples=np.asarray(out.tokens[row::2]),
+                                lengths=np.asarray(out.lengths[row::2]), depth=DEPTH)
+    assert p_value(law) > 1e-3 / 8
+    # The other prompt, or the draft's own law: the test tells them apart.
+    assert p_value(enumerated_law(target, prompts[1 - row], temperature)) < 1e-9
+    assert p_value(enumerated_law(draft, prompt, temperature)) < 1e-9
 
 
 @pytest.mark.parametrize('order', [1, -1])
@@ -438,7 +441,7 @@ def test_eight_devices_train_as_one():
   np.testing.assert_allclose(spread, alone, rtol=1e-4)
   assert alone[-1, 0] < alone[0, 0]
   layer = state.params.decoder_layers
-  assert layer.cross.key_dkh[...].sharding.spec == jax.sharding.PartitionSpec(
-      None, 'fsdp', 'tensor', None)
+  assert layer.cross.key_khd[...].sharding.spec == jax.sharding.PartitionSpec(
+      None, 'tensor', None, 'fsdp')
   assert state.params.decoder_bias_rn[...].sharding.spec == jax.sharding.PartitionSpec(
       None, 'tensor')

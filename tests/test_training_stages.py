@@ -53,7 +53,8 @@ def lines(workdir, run=None):
 
 def without_times(rows):
   return [{name: value for name, value in row.items()
-           if name not in ('tokens_per_second', 'rollout_share')} for row in rows]
+           if name not in ('tokens_per_second', 'rollout_share', 'data_wait_share')}
+          for row in rows]
 
 
 def checkpoint(workdir, name, config):
@@ -72,6 +73,7 @@ def test_training_lowers_the_loss_and_leaves_a_model(trained):
   assert rows[-1]['validation_cross_entropy'] < rows[0]['validation_cross_entropy'] - 0.1
   assert {'loss', 'grad_norm', 'learning_rate', 'tokens_per_second'} <= rows[1].keys()
   assert rows[0]['stage'] == 'target' and rows[1]['alpha'] is None
+  assert 0 <= rows[-1]['data_wait_share'] < 1
   model = store.load_model(trained / 'target')
   assert model.config.vocab_size == studies.VOCAB_SIZE
   assert list((trained / 'tensorboard' / 'target').glob('events*'))

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 import orbax.checkpoint as ocp
 
 from specdistill_jax import sharding
-from specdistill_jax.data import vocabulary as vocabulary_lib
+from specdistill_jax.data import tokenizers
 from specdistill_jax.models import base
 from specdistill_jax.models import families
 
@@ -56,6 +56,11 @@ class Store:
         optimizer=ocp.args.StandardSave(_by_name(opt_state)),
         data=ocp.args.JsonSave(data_state)))
 
+  def save_params(self, step: int, params: Any) -> None:
+    """Starts to write a model that has neither optimizer nor data position."""
+    self._manager.save(step, args=ocp.args.Composite(
+        params=ocp.args.StandardSave(_by_name(params))))
+
   def restore(self, params: Any, opt_state: Any, mesh: Mesh,
               layout: str = sharding.DEFAULT_LAYOUT
               ) -> tuple[int, Any, Any, dict[str, Any]]:
@@ -86,8 +91,12 @@ class Store:
 
 
 def write_model_file(directory: pathlib.Path, config: Any,
-                     vocabulary_path: pathlib.Path | None = None) -> None:
-  """Writes `model.json`, atomically. The vocabulary is named by its path from `directory`."""
+                     vocabulary_path: pathlib.Path | None = None,
+                     hub_config: dict[str, Any] | None = None) -> None:
+  """Writes `model.json`, atomically. The vocabulary is named by its path from `directory`.
+
+  A vocabulary is a file of ours, or a directory with a tokenizer; see `data.tokenizers`.
+  """
   kind = next((name for name, (cls, _) in _KINDS.items() if isinstance(config, cls)), None)
   if kind is None:
     raise ValueError(f'a model with a {type(config).__name__} can\'t be stored; known kinds '
@@ -99,8 +108,20 @@ def write_model_file(directory: pathlib.Path, config: Any,
   directory.mkdir(parents=True, exist_ok=True)
   aside = directory / f'.{MODEL_FILE}.tmp'
   aside.write_text(json.dumps(
-      dict(kind=kind, config=dataclasses.asdict(config), vocabulary=vocabulary), indent=2))
+      dict(kind=kind, config=dataclasses.asdict(config), vocabulary=vocabulary,
+           hub_config=hub_config), indent=2))
   aside.rename(directory / MODEL_FILE)
+
+
+def save_model(directory: pathlib.Path, model: base.Model) -> None:
+  """Writes a model that was not trained here, as step 0, with a copy of its vocabulary."""
+  directory = pathlib.Path(directory)
+  vocabulary = directory / 'tokenizer' if model.vocabulary is not None else None
+  if vocabulary is not None:
+    tokenizers.copy(model.vocabulary, vocabulary)
+  with Store(directory) as checkpoints:
+    checkpoints.save_params(0, model.module)
+  write_model_file(directory, model.config, vocabulary, model.hub_config)
 
 
 def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
@@ -118,7 +139,7 @@ def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
     ValueError: no model is there, or its vocabulary file is missing or another one.
   """
   directory = pathlib.Path(directory)
-  described = _read_model_file(directory)
+  described = read_model_file(directory)
   config, init = load_config(directory, **overrides), _KINDS[described['kind']][1]
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
   abstract = _abstract(jax.eval_shape(lambda: sharding.matrices_in(
@@ -132,16 +153,24 @@ def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
         params=ocp.args.StandardRestore(_by_name(abstract))))
   logging.info('read %s, step %d', directory, step)
   return base.Model(module=_like(abstract, restored['params']), config=config,
-                    vocabulary=_vocabulary(directory, described['vocabulary']))
+                    vocabulary=_vocabulary(directory, described['vocabulary']),
+                    hub_config=described.get('hub_config'))
 
 
 def load_config(directory: pathlib.Path | str, **overrides: Any) -> Any:
   """The config of the model in `directory`, with `overrides` of its fields."""
-  described = _read_model_file(pathlib.Path(directory))
+  described = read_model_file(pathlib.Path(directory))
   return dataclasses.replace(_KINDS[described['kind']][0](**described['config']), **overrides)
 
 
-def _read_model_file(directory):
+def load_vocabulary(directory: pathlib.Path | str) -> Any:
+  """The vocabulary of the model in `directory`, or None."""
+  directory = pathlib.Path(directory)
+  return _vocabulary(directory, read_model_file(directory)['vocabulary'])
+
+
+def read_model_file(directory: pathlib.Path) -> dict[str, Any]:
+  """`model.json`: kind, config, vocabulary (path and digest) and hub_config."""
   path = directory / MODEL_FILE
   try:
     described = json.loads(path.read_text())
@@ -158,16 +187,18 @@ def _vocabulary(directory, described):
   if described is None:
     return None
   path = (directory / described['path']).resolve()
-  if not path.is_file():
+  if not path.exists():
     raise ValueError(f'{path}, the vocabulary of {directory}, is missing')
   if _digest(path) != described['digest']:
     raise ValueError(f'{path} has digest {_digest(path)}, but {directory} was trained with '
                      f'{described["digest"]}: its token ids mean something else now')
-  return vocabulary_lib.Vocabulary(path)
+  return tokenizers.load(path)
 
 
 def _digest(path):
-  return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+  path = pathlib.Path(path)
+  files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+  return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _abstract(tree, mesh, layout):

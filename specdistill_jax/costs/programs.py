@@ -138,7 +138,7 @@ def decoding(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
   """Prompts in, tokens out: prefill and the whole loop, in one program."""
   settings = config.evaluate
   sampling = sampling_lib.Sampling(max(settings.temperatures), settings.top_k, settings.top_p)
-  rule = rules.for_sampling(settings.rule, settings.epsilon, sampling)
+  rule = rules.for_sampling(*settings.rules[0], sampling)
   new_tokens = settings.max_new_tokens
   weights = lambda which: module(
       config, which, mesh, dtype='bfloat16', unstacked=True,

@@ -8,7 +8,7 @@ Templates are those of the models' publishers: Llama 2 and 3 (Meta), Vicuna v1.1
 ChatML and Qwen2.5 (Qwen), Gemma (Google). Jinja templates are not read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import json
 import os
@@ -19,8 +19,8 @@ import numpy as np
 
 Turns = Sequence[tuple[str, str]]
 
+SHOWN_CHARACTERS = 600  # of a text in an error
 END_OF_SEQUENCE = '</s>'  # stands for the vocabulary's own end token
-SHOWN_CHARACTERS = 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,8 +246,13 @@ def check(name: str, segments: Sequence[Segment], turns: Turns, loss_mask: np.nd
     fault = "leaves the assistant's words out of its loss mask"
   else:
     return
-  shown = ''.join(f'⟦{s.text}⟧' if s.is_learnt else s.text for s in segments)
+  shown = marked((segment.text, segment.is_learnt) for segment in segments)
+  raise ValueError(f"The chat template '{name}' {fault}. It renders, {shown}")
+
+
+def marked(pieces: Iterable[tuple[str, bool]]) -> str:
+  """Text for an error: pieces (text, is learnt) joined, what is learnt between `⟦` and `⟧`."""
+  shown = ''.join(f'⟦{text}⟧' if is_learnt else text for text, is_learnt in pieces)
   if len(shown) > SHOWN_CHARACTERS:
     shown = f'{shown[:SHOWN_CHARACTERS]}... ({len(shown)} characters)'
-  raise ValueError(f"The chat template '{name}' {fault}. It renders, with what is learnt "
-                   f'between ⟦ and ⟧: {shown!r}')
+  return f'with what is learnt between ⟦ and ⟧: {shown!r}'

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 import struct
 from typing import Any
 
 import numpy as np
 
 from specdistill_jax import structs
+from specdistill_jax.data import chat
 from specdistill_jax.data import splits
 
 
@@ -60,9 +62,28 @@ def check(row: Row, split: str, index: int, metadata: Mapping[str, Any]) -> None
   if row.prompt_length == length:
     raise ValueError(f'{place} has a prompt of {row.prompt_length} of its {length} tokens; '
                      'prompt and completion need at least one each.')
-  if not row.loss_mask[1:].any():
-    raise ValueError(f'{place} has no token to learn: its loss mask is 0 throughout. '
-                     '(The first token counts for nothing, it is never predicted.)')
+  if fault := mask_fault(row, metadata.get('kind')):
+    raise ValueError(f'{place} {fault}.')
+
+
+def mask_fault(row: Row, kind: str | None) -> str | None:
+  """What is wrong with the loss mask of a row to train on, of a `splits` kind; or None.
+
+  The completion decides: an encoder-decoder learns nothing else. The first token counts for
+  nothing, it is never predicted.
+  """
+  if not row.loss_mask[row.prompt_length:].any():
+    return 'has no token to learn: the loss mask of its completion is all zeros'
+  if kind == splits.PAIRS and row.prompt_length > 1 and row.loss_mask[1:].all():
+    return 'has a loss mask of all ones: the prompt would be learnt too'
+  return None
+
+
+def rendered(row: Row, vocabulary: Any) -> str:
+  """`marked` text of a row's tokens."""
+  runs = itertools.groupby(zip(row.tokens.tolist(), row.loss_mask), lambda pair: bool(pair[1]))
+  return chat.marked((vocabulary.decode([token for token, _ in run]), is_learnt)
+                for is_learnt, run in runs)
 
 
 def collate(batch: Sequence[Row], max_length: int, split: str,
@@ -77,12 +98,13 @@ def collate(batch: Sequence[Row], max_length: int, split: str,
   for b, row in enumerate(batch):
     tokens_bt[b, :len(row.tokens)] = row.tokens
     loss_mask_bt[b, :len(row.tokens)] = row.loss_mask
-  if not loss_mask_bt[:, 1:].any():
+  prompt_lengths_b = np.array([row.prompt_length for row in batch], np.int32)
+  if not (loss_mask_bt * (np.arange(max_length) >= prompt_lengths_b[:, None])).any():
     raise ValueError(f"A batch of the split '{split}' has no token to learn: the loss mask of "
-                     f"all its {len(batch)} rows is 0, from document '{batch[0].document}' on.")
+                     f"all its {len(batch)} rows is 0 after the prompt, from document "
+                     f"'{batch[0].document}' on.")
   return structs.Batch(
-      tokens_bt=tokens_bt, loss_mask_bt=loss_mask_bt,
-      prompt_lengths_b=np.array([row.prompt_length for row in batch], np.int32),
+      tokens_bt=tokens_bt, loss_mask_bt=loss_mask_bt, prompt_lengths_b=prompt_lengths_b,
       lengths_b=np.array([len(row.tokens) for row in batch], np.int32), widths=widths)
 
 

@@ -24,6 +24,7 @@ import tensorflow as tf
 from specdistill_jax.data import papers
 from specdistill_jax.data import quality
 from specdistill_jax.data import splits
+from specdistill_jax.data import vocabulary as vocabulary_lib
 
 # Between a prompt and its completion. A newline keeps the two texts apart for the model and
 # belongs to the prompt, so the completion decodes to the targets and nothing else.
@@ -49,22 +50,21 @@ class TokenisedExample(NamedTuple):
 
 
 def make(name: str, examples: Mapping[str, Sequence[splits.Example]],
-         vocabulary_file: str, metric: str | None) -> seqio.Task:
+         vocabulary: Any, metric: str | None) -> seqio.Task:
   """Registers the task `specdistill_<name>`, in place of an earlier one.
 
   Args:
     name: of the task in the config.
     examples: by split; all with inputs, or all without.
-    vocabulary_file: a SentencePiece model. seqio keeps models by path for as long as the
-      process lives, so a path must never be used for two models.
+    vocabulary: ours (or the path of its model), or one of `data.tokenizers`.
     metric: name of a quality metric, or None.
   """
   first = next(iter(examples.values()))[0]
   source = seqio.FunctionDataSource(
       lambda split, shuffle_files: _dataset(examples[split]), splits=tuple(examples),
       num_input_examples={split: len(e) for split, e in examples.items()})
-  vocabulary = seqio.SentencePieceVocabulary(vocabulary_file, extra_ids=0)
-  return _register(name, source, [], first.inputs is not None, vocabulary, metric)
+  return _register(name, source, [], first.inputs is not None, seqio_vocabulary(vocabulary),
+                   metric)
 
 
 def paper(name: str, data_dir: str, vocabulary: seqio.Vocabulary | None = None) -> seqio.Task:
@@ -160,6 +160,71 @@ def _register(name: str, source: seqio.DataSource, steps: list, has_inputs: bool
       registered, source=source,
       preprocessors=steps + [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
       output_features=features, metric_fns=[_metric_fn(metric)] if metric else [])
+
+
+def seqio_vocabulary(vocabulary: Any) -> seqio.Vocabulary:
+  """A vocabulary of this project, or a tokenizer of `data.tokenizers`, as one of seqio's.
+
+  seqio keeps SentencePiece models by path for as long as the process lives, so a path must
+  never be used for two models.
+  """
+  if isinstance(vocabulary, (str, vocabulary_lib.Vocabulary)):
+    path = getattr(vocabulary, 'path', vocabulary)
+    return seqio.SentencePieceVocabulary(str(path), extra_ids=0)
+  return TokenizerVocabulary(vocabulary)
+
+
+class TokenizerVocabulary(seqio.Vocabulary):
+  """seqio's interface to a tokenizer of `data.tokenizers`; special tokens are the tokenizer's."""
+
+  def __init__(self, tokenizer: Any):
+    super().__init__(extra_ids=0)
+    self.tokenizer = tokenizer
+
+  def __eq__(self, other):
+    return (isinstance(other, TokenizerVocabulary)
+            and self.tokenizer.digest == other.tokenizer.digest)
+
+  @property
+  def bos_id(self) -> int | None:
+    return self.tokenizer.bos_id
+
+  @property
+  def eos_id(self) -> int:
+    return self.tokenizer.eos_id
+
+  @property
+  def pad_id(self) -> int:
+    return self.tokenizer.pad_id
+
+  @property
+  def unk_id(self) -> None:
+    return None  # every id is known
+
+  @property
+  def _base_vocab_size(self) -> int:
+    return self.tokenizer.size
+
+  def _encode(self, s: str) -> list[int]:
+    return self.tokenizer.encode(s)
+
+  def _decode(self, ids: Sequence[int]) -> str:
+    return self.tokenizer.decode(ids)
+
+  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+    def encode(text):  # bytes in a graph, an array of them outside one
+      text = text.item() if isinstance(text, np.ndarray) else text
+      return np.array(self.tokenizer.encode(text.decode()), np.int32)
+    ids = tf.numpy_function(encode, [tf.convert_to_tensor(s)], tf.int32, stateful=False)
+    return tf.ensure_shape(ids, [None])
+
+  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+    def decode(ids):
+      rows = ids.reshape(-1, ids.shape[-1])
+      texts = [self.tokenizer.decode(row).encode() for row in rows]
+      return np.array(texts, object).reshape(ids.shape[:-1])
+    text = tf.numpy_function(decode, [ids], tf.string, stateful=False)
+    return tf.ensure_shape(text, ids.shape[:-1])
 
 
 def _texts(spec: papers.Paper, example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

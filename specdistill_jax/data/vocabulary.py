@@ -39,10 +39,14 @@ class Vocabulary:
 
   pad_id = structs.PAD_ID
   eos_id = structs.EOS_ID
+  bos_id = None
+  prefix_ids = ()  # what every row begins with
+  suffix_ids = ()  # what closes a prompt
 
   def __init__(self, path: str | os.PathLike):
     """Reads the model. Raises ValueError where `path` is no vocabulary of this project."""
     self.path = pathlib.Path(path)
+    self.files = (self.path,)
     try:
       model = self.path.read_bytes()
     except OSError as error:

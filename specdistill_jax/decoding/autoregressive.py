@@ -42,8 +42,7 @@ def decode(target_fn: structs.TargetFn, state: structs.DecodeState, *,
            sampling: sampling_lib.Sampling,
            eos_id: int | tuple[int, ...] = structs.EOS_ID) -> structs.DecodeState:
   """Runs until every row is done: one `lax.while_loop`, no host round trip."""
-  return jax.lax.while_loop(lambda state: ~state.done_b.all(),
-                            lambda state: step(target_fn, state, sampling, eos_id), state)
+  return state_lib.run(lambda state: step(target_fn, state, sampling, eos_id), state)
 
 
 def generate(target: structs.Decodable, prompts_bt: jax.Array, prompt_lengths_b: jax.Array,

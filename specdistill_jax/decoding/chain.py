@@ -2,13 +2,15 @@
 
 A cycle: the drafter proposes gamma tokens, one target call scores root and proposal, a rule
 keeps a prefix and adds one token, caches go back to what was kept. Rows advance by their own
-1 to gamma + 1 tokens. Knows a target only as a `TargetFn`, a drafter only as a `structs.Drafter`.
+1 to gamma + 1 tokens, and may have drafted fewer than gamma. Knows a target only
+as a `TargetFn`, a drafter only as a `structs.Drafter`.
 """
 
 import jax
 import jax.numpy as jnp
 
 from specdistill_jax import structs
+from specdistill_jax.decoding import judging
 from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.decoding import state as state_lib
 
@@ -29,29 +31,35 @@ def prefill(target: structs.Decodable, drafter: structs.Drafter, prompts_bt: jax
 def verify(target_fn: structs.TargetFn, state: structs.DecodeState, proposal: structs.Proposal,
            rule: structs.Rule, key_b: jax.Array, sampling: sampling_lib.Sampling
            ) -> tuple[structs.Verdict, structs.TargetOutput]:
-  """One target call on root and proposal, judged by the rule."""
+  """One target call on root and proposal, judged by the rule under the law that it asks for.
+
+  The block is as wide as the longest draft, whatever each row drafted: shapes are static.
+  """
   block_bt = jnp.concatenate(
       [state_lib.last_tokens(state)[:, None], proposal.tokens_bg], axis=1)
   positions_bt, mask_bts = state_lib.block_positions(
       state.lengths_b - 1, block_bt.shape[1], state.tokens_bs.shape[1])
   output = target_fn(block_bt, positions_bt, mask_bts, state.target_cache)
-  log_probs_btv = sampling_lib.warp(output.logits_btv, sampling)
+  law = getattr(rule, 'law', None) or sampling
+  log_probs_btv = sampling_lib.warp(output.logits_btv, law)
   return rule(log_probs_btv, proposal, key_b), output
 
 
 def commit(state: structs.DecodeState, proposal: structs.Proposal, verdict: structs.Verdict,
            eos_id: int) -> structs.DecodeState:
   """Appends what the verdict kept and the next token; brings the counts up to date."""
-  num_drafted = proposal.tokens_bg.shape[1]
-  index_g = jnp.arange(num_drafted)[None]
+  gamma = proposal.tokens_bg.shape[1]
+  index_g = jnp.arange(gamma)[None]
   padded_bt = jnp.pad(proposal.tokens_bg, ((0, 0), (0, 1)))
-  is_next_bt = jnp.arange(num_drafted + 1)[None] == verdict.num_accepted_b[:, None]
+  is_next_bt = jnp.arange(gamma + 1)[None] == verdict.num_accepted_b[:, None]
   block_bt = jnp.where(is_next_bt, verdict.next_token_b[:, None], padded_bt)
+  drafted_b = jnp.where(state.done_b, 0, judging.num_drafted(proposal))
   state, count_b = state_lib.append(state, block_bt, verdict.num_accepted_b + 1, eos_id)
   # What lies behind the row's end or budget was neither reached nor accepted.
-  reached_bg = index_g < count_b[:, None]
+  reached_bg = (index_g < count_b[:, None]) & judging.is_drafted(proposal)
   accepted_bg = reached_bg & (index_g < verdict.num_accepted_b[:, None])
   stats = state.stats.replace(
+      drafted_b=state.stats.drafted_b + drafted_b,
       reached_bg=state.stats.reached_bg + reached_bg.astype(jnp.int32),
       accepted_bg=state.stats.accepted_bg + accepted_bg.astype(jnp.int32))
   return state.replace(stats=stats)
@@ -75,4 +83,4 @@ def decode(target_fn: structs.TargetFn, drafter: structs.Drafter, state: structs
   """Runs until every row is done: one `lax.while_loop`, no host round trip."""
   body = lambda state: step(target_fn, drafter, state, rule=rule, sampling=sampling,
                             eos_id=eos_id)
-  return jax.lax.while_loop(lambda state: ~state.done_b.all(), body, state)
+  return state_lib.run(body, state)

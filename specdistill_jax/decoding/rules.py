@@ -1,7 +1,8 @@
 """Verification rules: how many drafted tokens to keep, and which token comes next.
 
-A rule is a small hashable value of type `structs.Rule`. It gets the target's warped law at every
-position of the block: `target_log_probs_btv[:, i]` is the law after i drafted tokens.
+A rule is a small hashable value of type `structs.Rule`. It gets the target's law at every
+position of the block: `target_log_probs_btv[:, i]` is the law after i drafted tokens. The
+lossless rules are here, the others in `lossy_rules`; `for_sampling` knows both by name.
 """
 
 import dataclasses
@@ -11,32 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from specdistill_jax import structs
+from specdistill_jax.decoding import judging
+from specdistill_jax.decoding import lossy_rules
 from specdistill_jax.decoding import sampling
-
-
-def leading_true(accepted_bg: jax.Array) -> jax.Array:
-  """`[b, g]` bool to int32 `[b]`: how many positions are true before the first false one."""
-  return jnp.sum(jnp.cumprod(accepted_bg.astype(jnp.int32), axis=1), axis=1)
-
-
-def _at_position(array_btv: jax.Array, position_b: jax.Array) -> jax.Array:
-  """Picks `array_btv[b, position_b[b]]`."""
-  return jnp.take_along_axis(array_btv, position_b[:, None, None], axis=1)[:, 0]
-
-
-def _token_log_probs(log_probs_bgv: jax.Array, tokens_bg: jax.Array) -> jax.Array:
-  return jnp.take_along_axis(log_probs_bgv, tokens_bg[..., None], axis=-1)[..., 0]
-
-
-def residual_log_probs(target_bv: jax.Array, draft_bv: jax.Array) -> jax.Array:
-  """log of max(0, target - draft), unnormalised; the target's own law where that is empty.
-
-  The residual is empty only when both laws agree to rounding, and then a rejection, which has
-  probability 1 - sum(min), can't have come from anywhere else than rounding.
-  """
-  residual_bv = jnp.maximum(jnp.exp(target_bv) - jnp.exp(draft_bv), 0.0)
-  empty_b1 = jnp.sum(residual_bv, axis=-1, keepdims=True) <= 0.0
-  return jnp.where(empty_b1, target_bv, jnp.log(residual_bv))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +28,19 @@ class Exact:
   lossless: ClassVar[bool] = True
 
   def __call__(self, target_log_probs_btv, proposal, key_b):
-    num_drafted = proposal.tokens_bg.shape[1]
     accept_key_b, next_key_b = sampling.split_rows(key_b, 2)
-    target_bg = _token_log_probs(target_log_probs_btv[:, :-1], proposal.tokens_bg)
-    draft_bg = _token_log_probs(proposal.log_probs_bgv, proposal.tokens_bg)
-    uniform_bg = jax.vmap(lambda key: jax.random.uniform(key, (num_drafted,)))(accept_key_b)
+    target_bg = judging.token_log_probs(target_log_probs_btv[:, :-1], proposal.tokens_bg)
+    draft_bg = judging.token_log_probs(proposal.log_probs_bgv, proposal.tokens_bg)
+    num_positions = proposal.tokens_bg.shape[1]
+    uniform_bg = jax.vmap(lambda key: jax.random.uniform(key, (num_positions,)))(accept_key_b)
     # No division, and strictly less: a token that the target forbids is never kept.
-    accepted_bg = uniform_bg * jnp.exp(draft_bg) < jnp.exp(target_bg)
-    num_accepted_b = leading_true(accepted_bg)
-    rejected_bv = residual_log_probs(
-        _at_position(target_log_probs_btv, num_accepted_b),
-        _at_position(proposal.log_probs_bgv, jnp.minimum(num_accepted_b, num_drafted - 1)))
-    all_kept_b1 = (num_accepted_b == num_drafted)[:, None]
-    next_bv = jnp.where(all_kept_b1, target_log_probs_btv[:, -1], rejected_bv)
+    kept_bg = uniform_bg * jnp.exp(draft_bg) < jnp.exp(target_bg)
+    num_accepted_b = judging.leading_true(kept_bg & judging.is_drafted(proposal))
+    target_bv = judging.at_position(target_log_probs_btv, num_accepted_b)
+    rejected_bv = judging.residual_log_probs(
+        target_bv, judging.at_position(proposal.log_probs_bgv, num_accepted_b))
+    all_kept_b1 = (num_accepted_b == judging.num_drafted(proposal))[:, None]
+    next_bv = jnp.where(all_kept_b1, target_bv, rejected_bv)
     return structs.Verdict(num_accepted_b, sampling.categorical(next_key_b, next_bv))
 
 
@@ -78,7 +56,8 @@ class Greedy:
   def __call__(self, target_log_probs_btv, proposal, key_b):
     del key_b
     best_bt = jnp.argmax(target_log_probs_btv, axis=-1).astype(jnp.int32)
-    num_accepted_b = leading_true(proposal.tokens_bg == best_bt[:, :-1])
+    num_accepted_b = judging.leading_true(
+        (proposal.tokens_bg == best_bt[:, :-1]) & judging.is_drafted(proposal))
     next_b = jnp.take_along_axis(best_bt, num_accepted_b[:, None], axis=1)[:, 0]
     return structs.Verdict(num_accepted_b, next_b)
 
@@ -92,48 +71,99 @@ class Block:
   the largest i whose own uniform draw falls below
   h_i = z_i / (z_i + 1 - r_i), z_i = sum max(r_i target - draft, 0), h_gamma = r_gamma;
   the next token comes from the normalised max(r_i target - draft, 0), after all from the target.
+  Where a row's draft ends early takes the part of gamma: the proof is a backward induction along
+  the drafted path, P(length >= i) = r_i, which starts wherever the path ends.
   """
   lossless: ClassVar[bool] = True
 
   def __call__(self, target_log_probs_btv, proposal, key_b):
-    num_drafted = proposal.tokens_bg.shape[1]
+    cut_bt, residual_bgv = block_cuts(target_log_probs_btv, proposal)
+    num_cuts = cut_bt.shape[1]
     accept_key_b, next_key_b = sampling.split_rows(key_b, 2)
-    ratio_bg = jnp.exp(_token_log_probs(target_log_probs_btv[:, :-1], proposal.tokens_bg)
-                       - _token_log_probs(proposal.log_probs_bgv, proposal.tokens_bg))
-    weights = [jnp.ones_like(ratio_bg[:, 0])]
-    for index in range(num_drafted):
-      weights.append(jnp.where(weights[-1] > 0,
-                               jnp.minimum(weights[-1] * ratio_bg[:, index], 1.0), 0.0))
-    weight_bt = jnp.stack(weights, axis=1)
-    residual_bgv = jnp.maximum(
-        weight_bt[:, :-1, None] * jnp.exp(target_log_probs_btv[:, :-1])
-        - jnp.exp(proposal.log_probs_bgv), 0.0)
-    mass_bg = jnp.sum(residual_bgv, axis=-1)
-    cut_bt = jnp.concatenate(
-        [mass_bg / jnp.maximum(mass_bg + 1.0 - weight_bt[:, :-1], 1e-30), weight_bt[:, -1:]],
-        axis=1)
-    uniform_bt = jax.vmap(lambda key: jax.random.uniform(key, (num_drafted + 1,)))(accept_key_b)
-    kept_bt = (uniform_bt < cut_bt) * jnp.arange(num_drafted + 1)
-    num_accepted_b = jnp.max(kept_bt, axis=1).astype(jnp.int32)
-
-    target_bv = _at_position(target_log_probs_btv, num_accepted_b)
-    cut_residual_bv = _at_position(residual_bgv, jnp.minimum(num_accepted_b, num_drafted - 1))
-    from_target_b1 = ((num_accepted_b == num_drafted)
-                      | (jnp.sum(cut_residual_bv, axis=-1) <= 0.0))[:, None]
-    next_bv = jnp.where(from_target_b1, target_bv, jnp.log(cut_residual_bv))
-    return structs.Verdict(num_accepted_b, sampling.categorical(next_key_b, next_bv))
+    uniform_bt = jax.vmap(lambda key: jax.random.uniform(key, (num_cuts,)))(accept_key_b)
+    num_accepted_b = jnp.max((uniform_bt < cut_bt) * jnp.arange(num_cuts), axis=1)
+    target_bv = judging.at_position(target_log_probs_btv, num_accepted_b)
+    residual_bv = judging.at_position(residual_bgv, num_accepted_b)
+    from_target_b1 = ((num_accepted_b == judging.num_drafted(proposal))
+                      | (jnp.sum(residual_bv, axis=-1) <= 0.0))[:, None]
+    next_bv = jnp.where(from_target_b1, target_bv, jnp.log(residual_bv))
+    return structs.Verdict(num_accepted_b.astype(jnp.int32),
+                           sampling.categorical(next_key_b, next_bv))
 
 
-RULES = {'exact': Exact(), 'block': Block()}
+def block_cuts(target_log_probs_btv: jax.Array,
+               proposal: structs.Proposal) -> tuple[jax.Array, jax.Array]:
+  """h_i of `Block`, `[b, g + 1]`, and the unnormalised max(r_i target - draft, 0), `[b, g, v]`.
+
+  The block is cut at the largest i whose uniform draw falls below h_i; behind a row's last
+  drafted token h is 0.
+  """
+  ratio_bg = jnp.exp(judging.token_log_probs(target_log_probs_btv[:, :-1], proposal.tokens_bg)
+                     - judging.token_log_probs(proposal.log_probs_bgv, proposal.tokens_bg))
+  weights = [jnp.ones_like(ratio_bg[:, 0])]
+  for index in range(ratio_bg.shape[1]):
+    weights.append(jnp.where(weights[-1] > 0,
+                             jnp.minimum(weights[-1] * ratio_bg[:, index], 1.0), 0.0))
+  weight_bt = jnp.stack(weights, axis=1)
+  residual_bgv = jnp.maximum(
+      weight_bt[:, :-1, None] * jnp.exp(target_log_probs_btv[:, :-1])
+      - jnp.exp(proposal.log_probs_bgv), 0.0)
+  mass_bg = jnp.sum(residual_bgv, axis=-1)
+  inner_bg = mass_bg / jnp.maximum(mass_bg + 1.0 - weight_bt[:, :-1], 1e-30)
+  beyond_bt = jnp.arange(weight_bt.shape[1])[None] - judging.num_drafted(proposal)[:, None]
+  cut_bt = jnp.where(beyond_bt < 0, jnp.pad(inner_bg, ((0, 0), (0, 1))), weight_bt)
+  return jnp.where(beyond_bt > 0, 0.0, cut_bt), residual_bgv
+
+
+LOSSLESS = {'exact': Exact(), 'block': Block()}
+NAMES = (*LOSSLESS, *lossy_rules.LENIENCE, *lossy_rules.THRESHOLDS)
+
+
+def objection(name: str, epsilon: float, target_sampling: sampling.Sampling) -> str | None:
+  """Why a rule makes no sense for a target that samples so, in one sentence; None if it does."""
+  greedy = target_sampling.is_greedy
+  at = f'at temperature {target_sampling.temperature:g}'
+  if not 0.0 < epsilon <= 1.0:
+    return f'epsilon is {epsilon}; it must lie in (0, 1], and 1 is lossless'
+  if name not in NAMES:
+    return f'rule is {name!r}; it must be one of {", ".join(NAMES)}'
+  if name in LOSSLESS and epsilon != 1.0:
+    return (f'epsilon is {epsilon}, but rule {name!r} is lossless and has no leniency; '
+            'it must be 1')
+  if name in lossy_rules.LENIENCE and greedy and epsilon != 1.0:
+    return (f'rule {name!r} with epsilon {epsilon} does nothing {at}, where a law is one-hot; '
+            "use 'greedy_lenience' or 'top_k', or a temperature above 0")
+  if name == 'greedy_lenience' and not greedy:
+    return (f'rule {name!r} is for temperature 0, and the target samples {at}; use '
+            "'linear' there")
+  if name == 'typical' and (greedy or epsilon == 1.0):
+    return (f'rule {name!r} with epsilon {epsilon} makes no sense {at}; it needs an epsilon '
+            'below 1, since it has no lossless one, and a temperature above 0')
+  if name == 'top_k' and abs(epsilon * round(1.0 / epsilon) - 1.0) > 0.025:
+    return (f"rule 'top_k' keeps the target's k best tokens and k is 1 / epsilon, but epsilon "
+            f'is {epsilon}; it must be 1 / 2, 1 / 3 and so on')
+  if name == 'top_k' and epsilon == 1.0 and not greedy:
+    return (f"rule 'top_k' with epsilon 1 would keep the target's best token alone, which is "
+            f'not lossless {at}; epsilon must be 1 / 2, 1 / 3 and so on')
+  return None
 
 
 def for_sampling(name: str, epsilon: float, target_sampling: sampling.Sampling) -> structs.Rule:
-  """The rule called `name`; at temperature 0 the lossless ones are the cheaper `Greedy`."""
-  if not 0.0 < epsilon <= 1.0:
-    raise ValueError(f'epsilon is {epsilon}; it must lie in (0, 1], and 1 is lossless')
-  if name not in RULES:
-    raise ValueError(f'rule is {name!r}; it must be one of {", ".join(RULES)}')
-  if epsilon != 1.0:
-    raise ValueError(f'epsilon is {epsilon}, but rule {name!r} is lossless and has no leniency; '
-                     'it must be 1')
-  return Greedy() if target_sampling.is_greedy else RULES[name]
+  """The rule called `name`, for a target that samples so.
+
+  Equal laws are equal values: at temperature 0 the lossless ones are the cheaper `Greedy`, and
+  a lenience of 1 is `Exact`.
+
+  Raises:
+    ValueError: the sentence of `objection`.
+  """
+  if fault := objection(name, epsilon, target_sampling):
+    raise ValueError(fault)
+  greedy = target_sampling.is_greedy
+  if greedy and (name in LOSSLESS or epsilon == 1.0):
+    return Greedy()
+  if name in LOSSLESS:
+    return LOSSLESS[name]
+  if name in lossy_rules.LENIENCE:
+    return Exact() if epsilon == 1.0 else lossy_rules.Lenient(name, epsilon)
+  return lossy_rules.Threshold(name, epsilon, greedy)

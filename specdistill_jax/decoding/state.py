@@ -1,5 +1,7 @@
 """What the autoregressive and the speculative loops share: the buffers and their bookkeeping."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -27,7 +29,8 @@ def init(prompts_bt: jax.Array, prompt_lengths_b: jax.Array, key: jax.Array, tar
                       constant_values=structs.PAD_ID)
   zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
   stats = structs.DecodeStats(target_calls_b=zeros(b), emitted_b=zeros(b),
-                              reached_bg=zeros(b, gamma), accepted_bg=zeros(b, gamma))
+                              drafted_b=zeros(b), reached_bg=zeros(b, gamma),
+                              accepted_bg=zeros(b, gamma))
   return structs.DecodeState(
       tokens_bs=tokens_bs.astype(jnp.int32), lengths_b=prompt_lengths_b.astype(jnp.int32),
       limits_b=(prompt_lengths_b + max_new_tokens).astype(jnp.int32),
@@ -86,6 +89,31 @@ def new_tokens(state: structs.DecodeState, max_new_tokens: int) -> jax.Array:
 def end_ids(target_fn: structs.TargetFn) -> int | tuple[int, ...]:
   """The ids that end a row: the model's own `eos_id`, or the project's where it has none."""
   return getattr(target_fn, 'eos_id', structs.EOS_ID)
+
+
+def run(step: Callable, state: structs.DecodeState) -> structs.DecodeState:
+  """Applies `step` until every row is done: one `lax.while_loop`, no host round trip."""
+  step, carry, restore = _without_single_row(step, state)
+  return restore(jax.lax.while_loop(lambda carry: ~jnp.all(carry.done_b), step, carry))
+
+
+def repeat(step: Callable, state: structs.DecodeState, num_steps: int) -> structs.DecodeState:
+  """Applies `step` that many times, as `run` would."""
+  step, carry, restore = _without_single_row(step, state)
+  return restore(jax.lax.fori_loop(0, num_steps, lambda _, carry: step(carry), carry))
+
+
+def _without_single_row(step, state):
+  """Step, state and way back of a loop that carries a single row without its batch axis.
+
+  XLA's CPU backend otherwise updates a cache twice a step, once to carry it and once for
+  attention to read, and copies it for that.
+  """
+  if state.done_b.shape[0] > 1:
+    return step, state, lambda state: state
+  squeeze = lambda state: jax.tree.map(lambda x: x[0], state)
+  expand = lambda state: jax.tree.map(lambda x: x[None], state)
+  return lambda row: squeeze(step(expand(row))), squeeze(state), expand
 
 
 def append(state: structs.DecodeState, block_bt: jax.Array, count_b: jax.Array,

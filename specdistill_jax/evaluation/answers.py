@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from specdistill_jax.evaluation import advisor
+from specdistill_jax.evaluation import frontier
 from specdistill_jax.evaluation import intervals
 from specdistill_jax.evaluation import summary as summary_lib
 
@@ -109,10 +111,89 @@ def _prediction(summaries: Summaries) -> str:
           f'γ = {s.gamma}). For γ = {gamma}, {"; ".join(costs)}.')
 
 
-def write(summaries: Summaries, *, samples: int) -> list[str]:
-  """A paragraph for each question, in Markdown."""
+def _groups(summaries: Summaries):
+  """Summaries by temperature and method, of one way each."""
+  groups: dict[tuple[float, str], list[summary_lib.Summary]] = {}
+  for s in summaries:
+    groups.setdefault((s.temperature, s.method), []).append(s)
+  return groups.values()
+
+
+def _draft_length(summaries: Summaries) -> str:
+  """The predicted curve over draft lengths, and its best, for every method."""
+  summaries = [s for s in summaries if not s.min_confidence]
+  if not summaries:
+    return 'Drafts that stop by their confidence have no curve over lengths.'
+  sentences = []
+  for group in _groups(summaries):
+    longest = max(group, key=lambda s: s.gamma)
+    points = advisor.curve(longest.acceptance_by_position, longest.cost_ratio,
+                           {s.gamma: s.verify_ratio for s in group})
+    best = advisor.best(points)
+    advice = 'the target alone is fastest' if best is None else f'γ = {best.gamma} is best'
+    curve = ', '.join(f'{point.speedup:.2f}x at {point.gamma}{"" if point.verify_measured else "*"}'
+                      for point in points)
+    sentences.append(f'{longest.method} at {_at(longest)}: {advice} ({curve}).')
+  return (f'{" ".join(sentences)} Predicted from the acceptance by position of the longest '
+          'draft; a star marks lengths that were not run, where v is interpolated between those '
+          'that were.')
+
+
+def _other_ways(summaries: Summaries, headline: Summaries, samples: int) -> list[str]:
+  """The other lossless ways against the headline's: τ and speed; nothing if there are none."""
+  gamma = _middle_gamma(headline)
+  sentences = []
+  for s in summaries:
+    plain = _find(headline, s, s.method)
+    if not s.lossless or s.gamma != gamma or s.way == plain.way:
+      continue
+    tau, tau_range = summary_lib.gain_in_block_efficiency(s, plain, samples=samples)
+    speed, speed_range = summary_lib.gain_in_speed(s, plain, samples=samples)
+    sentences.append(
+        f'{s.method}, {s.way}, at {_at(s)} and γ = {gamma}: block efficiency {tau:.2f}x'
+        f'{_range(tau_range)} and speed {speed:.2f}x{_range(speed_range)} those of {plain.way}.')
+  return [f'**What do other lossless ways buy?** {" ".join(sentences)}'] if sentences else []
+
+
+def _tradeoff(summaries: Summaries, max_quality_drop: float | None) -> list[str]:
+  """What nothing beats in speed and quality, and the fastest within the quality budget."""
+  if all(s.lossless for s in summaries) and max_quality_drop is None:
+    return []
+  if any(s.quality is None for s in summaries):
+    return ['**What does leniency buy?** The task has no metric, so that what lossy settings '
+            'cost in quality was not measured.']
+  sentences = []
+  for temperature in sorted({s.temperature for s in summaries}):
+    chosen = [s for s in summaries if s.temperature == temperature]
+    place = lambda s: (f'{s.method}, {s.way}, γ = {s.gamma} ({s.speedup_measured:.2f}x, '
+                       f'{s.quality_metric} {s.quality:.1f})')
+    best = '; '.join(map(place, frontier.undominated(chosen))) or 'none but the target alone'
+    sentences.append(f'At temperature {temperature:g}, where the target has '
+                     f'{chosen[0].target_quality:.1f}, nothing beats in both: {best}.')
+    if max_quality_drop is not None:
+      found = frontier.fastest_within(chosen, max_quality_drop)
+      answer = 'the target alone, since nothing is faster' if found is None else place(found)
+      sentences.append(f'Fastest within {100 * max_quality_drop:g} % of the target\'s quality: '
+                       f'{answer}.')
+  return [f'**What does leniency buy?** {" ".join(sentences)} Qualities are single figures over '
+          'the prompts; small differences are chance.']
+
+
+def write(summaries: Summaries, *, samples: int,
+          max_quality_drop: float | None = None) -> list[str]:
+  """A paragraph for each question, in Markdown.
+
+  Args:
+    summaries: all of a study; methods are compared in its headline way.
+    samples: of the bootstrap.
+    max_quality_drop: quality that may be spent on speed, as a share of the target's.
+  """
+  headline = summary_lib.headline(summaries)
   return [
-      f'**What did distillation buy?** {_distillation(summaries, samples)}',
-      f'**Is decoding really faster than the target alone?** {_faster(summaries)}',
-      f'**Does the prediction hold?** {_prediction(summaries)}',
+      f'**What did distillation buy?** {_distillation(headline, samples)}',
+      f'**Is decoding really faster than the target alone?** {_faster(headline)}',
+      f'**Does the prediction hold?** {_prediction(headline)}',
+      f'**Which draft length is best?** {_draft_length(headline)}',
+      *_other_ways(summaries, headline, samples),
+      *_tradeoff(summaries, max_quality_drop),
   ]

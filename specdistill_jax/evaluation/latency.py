@@ -59,24 +59,30 @@ def _run(prefill: Callable[[], Any], decode: Callable[[Any], Any],
 
 
 def alone(module: Any, prompts_bt: np.ndarray, prompt_lengths_b: np.ndarray, key: jax.Array, *,
-          sampling: sampling_lib.Sampling, max_new_tokens: int) -> Run:
-  """Decodes the target by itself. `module` has its layers unrolled."""
+          sampling: sampling_lib.Sampling, max_new_tokens: int,
+          eos_id: int | None = None) -> Run:
+  """Decodes the target by itself. `module` has its layers unrolled.
+
+  `eos_id` ends a row; None: the model's own, `step_costs.NO_TOKEN`: rows run their full length.
+  """
   return _run(
       lambda: engine.prefill_autoregressive(module, prompts_bt, prompt_lengths_b, key,
                                             max_new_tokens=max_new_tokens),
-      lambda state: engine.decode_autoregressive(module, state, sampling=sampling),
+      lambda state: engine.decode_autoregressive(module, state, sampling=sampling,
+                                                 eos_id=eos_id),
       max_new_tokens)
 
 
 def speculative(module: Any, setting: step_costs.Setting, prompts_bt: np.ndarray,
                 prompt_lengths_b: np.ndarray, key: jax.Array, *,
-                sampling: sampling_lib.Sampling, max_new_tokens: int) -> Run:
-  """Decodes the target with a drafter."""
+                sampling: sampling_lib.Sampling, max_new_tokens: int,
+                eos_id: int | None = None) -> Run:
+  """Decodes the target with a drafter; `eos_id` as in `alone`."""
   return _run(
       lambda: engine.prefill_speculative(module, setting.drafter, prompts_bt, prompt_lengths_b,
                                          key, max_new_tokens=max_new_tokens),
       lambda state: engine.decode_speculative(module, setting.drafter, state, rule=setting.rule,
-                                              sampling=sampling),
+                                              sampling=sampling, eos_id=eos_id),
       max_new_tokens)
 
 
@@ -85,7 +91,8 @@ Settings = dict[Hashable, step_costs.Setting]
 
 def _compiled_alike(settings: Settings) -> Settings:
   """One setting of each kind that shares a compilation."""
-  return {(step_costs.family(setting.drafter), setting.drafter.gamma, setting.rule): setting
+  return {(step_costs.family(setting.drafter), setting.drafter.gamma,
+           getattr(setting.drafter, 'min_confidence', 0.0), setting.rule): setting
           for setting in settings.values()}
 
 

@@ -12,16 +12,20 @@ from specdistill_jax.evaluation import rows
 from specdistill_jax.evaluation import step_costs
 
 
-def speedup_predicted(block_efficiency: float, gamma: int, cost_ratio: float,
+def speedup_predicted(block_efficiency: float, drafted_per_call: float, cost_ratio: float,
                       verify_ratio: float) -> float:
-  """tau / (gamma c + v): Leviathan et al. 2023, Theorem 3.8, with a verification that costs."""
-  return block_efficiency / (gamma * cost_ratio + verify_ratio)
+  """tau / (gamma c + v): Leviathan et al. 2023, Theorem 3.8, with a verification that costs.
+
+  `drafted_per_call` is gamma, or the mean of drafts that stop early; rows of one batch draft on
+  until the last has stopped, so that there it promises too much.
+  """
+  return block_efficiency / (drafted_per_call * cost_ratio + verify_ratio)
 
 
-def mbsu(block_efficiency: float, gamma: int, draft_parameters: int,
+def mbsu(block_efficiency: float, drafted_per_call: float, draft_parameters: int,
          target_parameters: int) -> float:
   """Memory-bound speed-up: a step costs what its parameters weigh (arXiv 2403.00858)."""
-  return block_efficiency / (gamma * draft_parameters / target_parameters + 1.0)
+  return block_efficiency / (drafted_per_call * draft_parameters / target_parameters + 1.0)
 
 
 def columns(counts: np.ndarray, *names: str) -> np.ndarray:
@@ -34,12 +38,17 @@ def counts_by_batch(alone: Sequence[latency.Run], runs: Sequence[latency.Run],
   """`[batches, len(rows.COUNTS)]`, in the order of `rows.COUNTS`."""
   return np.array([
       [run.generation.lengths.sum(), run.generation.stats.target_calls_b.sum(), run.seconds,
-       baseline.generation.lengths.sum(), baseline.seconds, *overlap]
+       baseline.generation.lengths.sum(), baseline.seconds, *overlap,
+       run.generation.stats.drafted_b.sum()]
       for baseline, run, overlap in zip(alone, runs, overlaps, strict=True)], np.float64)
 
 
 def block_efficiency_counts(counts: np.ndarray) -> np.ndarray:
   return columns(counts, 'emitted', 'target_calls')
+
+
+def drafted_counts(counts: np.ndarray) -> np.ndarray:
+  return columns(counts, 'drafted', 'target_calls')
 
 
 def alpha_counts(counts: np.ndarray) -> np.ndarray:
@@ -58,7 +67,7 @@ def figures(fields: Mapping[str, Any], alone: Sequence[latency.Run], runs: Seque
   """The measured fields of a row.
 
   Args:
-    fields: the row's settings: gamma, batch_size, draft_parameters, target_parameters.
+    fields: the row's settings: batch_size, draft_parameters, target_parameters.
     alone: the target alone, a run for each batch of prompts; likewise `runs`.
     steps: timings of single steps, any number of them.
     overlaps: `[batches, 2]`, sums of `acceptance.alpha_counts`.
@@ -73,6 +82,7 @@ def figures(fields: Mapping[str, Any], alone: Sequence[latency.Run], runs: Seque
   cost_ratio = sum(step.draft for step in steps) / target
   verify_ratio = sum(step.verify for step in steps) / target
   tau = float(intervals.ratio(block_efficiency_counts(total)))
+  drafted_per_call = float(intervals.ratio(drafted_counts(total)))
   interval = lambda chosen, statistic: intervals.bootstrap(
       chosen(counts)[None], statistic, samples=samples)
   per_second = lambda emitted, seconds: float(intervals.ratio(columns(total, emitted, seconds)))
@@ -93,8 +103,9 @@ def figures(fields: Mapping[str, Any], alone: Sequence[latency.Run], runs: Seque
                                                   'autoregressive_seconds'),
       speedup_measured=float(intervals.ratio_of_ratios(speedup_counts(total))),
       speedup_measured_interval=interval(speedup_counts, intervals.ratio_of_ratios),
-      speedup_predicted=speedup_predicted(tau, fields['gamma'], cost_ratio, verify_ratio),
-      mbsu=mbsu(tau, fields['gamma'], fields['draft_parameters'], fields['target_parameters']),
+      speedup_predicted=speedup_predicted(tau, drafted_per_call, cost_ratio, verify_ratio),
+      mbsu=mbsu(tau, drafted_per_call, fields['draft_parameters'], fields['target_parameters']),
+      drafted_per_call=drafted_per_call,
       prefill_seconds=sum(run.prefill_seconds for run in runs),
       autoregressive_prefill_seconds=sum(run.prefill_seconds for run in alone),
       counts=counts.tolist())

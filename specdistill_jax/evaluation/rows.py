@@ -20,14 +20,17 @@ FIELDS = (
     'top_k', 'top_p', 'max_new_tokens', 'target_parameters', 'draft_parameters',
     'target_step_seconds', 'draft_step_seconds', 'verify_seconds', 'prefill_seconds',
     'autoregressive_prefill_seconds', 'counts', 'reached_by_position', 'accepted_by_position',
+    'min_confidence', 'drafted_per_call',
+    # The part of the prompts that a line is about; null: all of them.
+    'category',
 )
 # Columns of `counts`, one line of them for each batch of prompts (a prompt, at batch size 1).
 COUNTS = ('emitted', 'target_calls', 'seconds', 'autoregressive_emitted',
-          'autoregressive_seconds', 'overlap', 'overlap_tokens')
+          'autoregressive_seconds', 'overlap', 'overlap_tokens', 'drafted')
 IDENTITY = (
     'study', 'task', 'target', 'draft', 'objective', 'data_source', 'train_steps', 'seed',
     'temperature', 'gamma', 'draft_sampling', 'rule', 'epsilon', 'batch_size', 'num_prompts',
-    'top_k', 'top_p', 'max_new_tokens', 'config_hash')
+    'top_k', 'top_p', 'max_new_tokens', 'min_confidence', 'config_hash', 'category')
 
 
 def make(**values: Any) -> dict[str, Any]:
@@ -74,10 +77,10 @@ def repair(path: pathlib.Path) -> None:
       os.fsync(file.fileno())
 
 
-def append(path: pathlib.Path, row: Mapping[str, Any]) -> None:
-  """Writes one line in one write and waits for the disk. NaN and infinity are refused."""
-  line = json.dumps(row, allow_nan=False) + '\n'
+def append(path: pathlib.Path, *rows: Mapping[str, Any]) -> None:
+  """Writes lines in one write and waits for the disk. NaN and infinity are refused."""
+  lines = ''.join(json.dumps(row, allow_nan=False) + '\n' for row in rows)
   with open(path, 'ab') as file:
-    file.write(line.encode('utf-8'))
+    file.write(lines.encode('utf-8'))
     file.flush()
     os.fsync(file.fileno())

@@ -20,8 +20,9 @@ from specdistill_jax.decoding import autoregressive
 from specdistill_jax.decoding import chain
 from specdistill_jax.decoding import engine
 from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.decoding import state as state_lib
 
-COST_STEPS = 64  # steps of one timed loop: the dispatch of the call is shared by as many
+COST_STEPS = 64  # steps of one timed loop, unless told: they share the dispatch of its call
 NO_TOKEN = -1    # an end token that never comes: loops run their full length
 
 
@@ -48,8 +49,8 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 @functools.partial(jax.jit, static_argnames=('sampling', 'steps'), donate_argnames=('state',))
 def _target_steps(module, state, *, sampling, steps):
-  body = lambda _, state: autoregressive.step(module, state, sampling, NO_TOKEN)
-  return jax.lax.fori_loop(0, steps, body, state)
+  return state_lib.repeat(
+      lambda state: autoregressive.step(module, state, sampling, NO_TOKEN), state, steps)
 
 
 @functools.partial(jax.jit, static_argnames=('steps',), donate_argnames=('state',))
@@ -57,7 +58,7 @@ def _draft_steps(drafter, state, *, steps):
   """Proposes `steps` times from the same length, each time from another last token."""
   rejected = structs.Verdict(jnp.zeros_like(state.lengths_b), state.lengths_b)
 
-  def body(_, state):
+  def step(state):
     next_key_b, draw_key_b = sampling_lib.split_rows(state.key_b, 2)
     proposal = drafter.propose(state, draw_key_b)
     # A root that changes keeps the compiler from moving its layers out of the loop.
@@ -66,21 +67,21 @@ def _draft_steps(drafter, state, *, steps):
     state = state.replace(tokens_bs=tokens_bs, key_b=next_key_b)
     return state.replace(drafter_state=drafter.commit(state, proposal, rejected, None))
 
-  return jax.lax.fori_loop(0, steps, body, state)
+  return state_lib.repeat(step, state, steps)
 
 
 @functools.partial(jax.jit, static_argnames=('rule', 'sampling', 'steps'),
                    donate_argnames=('state',))
 def _verify_steps(module, proposal, state, *, rule, sampling, steps):
   """A cycle without its drafting: target call, rule, commit, rollback."""
-  def body(_, state):
+  def step(state):
     next_key_b, verify_key_b = sampling_lib.split_rows(state.key_b, 2)
     verdict, output = chain.verify(module, state, proposal, rule, verify_key_b, sampling)
     state = chain.commit(state, proposal, verdict, NO_TOKEN)
     return state.replace(key_b=next_key_b,
                          target_cache=output.cache.rollback(state.lengths_b - 1))
 
-  return jax.lax.fori_loop(0, steps, body, state)
+  return state_lib.repeat(step, state, steps)
 
 
 def _any_proposal(drafter: structs.Drafter, state: structs.DecodeState) -> structs.Proposal:
@@ -92,19 +93,28 @@ def _any_proposal(drafter: structs.Drafter, state: structs.DecodeState) -> struc
 
 
 def family(drafter: structs.Drafter) -> Hashable:
-  """Equal for drafters that differ in weights or gamma only: their steps cost the same."""
-  return type(drafter), tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(drafter))
+  """Equal for drafters that differ in weights or length only: their steps cost the same."""
+  shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(drafter))
+  return type(drafter), getattr(drafter, 'sampling', None), shapes
+
+
+def _never_stopping(drafter: structs.Drafter) -> structs.Drafter:
+  """The same drafter at full length: what a step costs doesn't depend on how many are run."""
+  if getattr(drafter, 'min_confidence', 0.0):
+    return dataclasses.replace(drafter, min_confidence=0.0)
+  return drafter
 
 
 class Clock:
   """Times the single steps behind a set of settings, once for each batch of prompts it gets.
 
   A draft step is timed once for each family of drafters, a verification once for each block
-  length and rule.
+  length and rule; `steps` of them in one call.
   """
 
   def __init__(self, module: Any, settings: dict[Hashable, Setting], *,
-               sampling: sampling_lib.Sampling, max_new_tokens: int):
+               sampling: sampling_lib.Sampling, max_new_tokens: int, steps: int = COST_STEPS):
+    self._steps = steps
     self._module, self._settings = module, settings
     self._sampling, self._max_new_tokens = sampling, max_new_tokens
     families = {}
@@ -138,12 +148,13 @@ class Clock:
     state = jax.block_until_ready(engine.prefill_autoregressive(
         self._module, *inputs, max_new_tokens=self._max_new_tokens))
     return timed(lambda: _target_steps(
-        self._module, state, sampling=self._sampling, steps=COST_STEPS))[0] / COST_STEPS
+        self._module, state, sampling=self._sampling, steps=self._steps))[0] / self._steps
 
   def _draft(self, setting, *inputs):
     state = self._read(setting, *inputs)
-    seconds, _ = timed(lambda: _draft_steps(setting.drafter, state, steps=COST_STEPS))
-    return seconds / (COST_STEPS * setting.drafter.gamma)
+    drafter = _never_stopping(setting.drafter)
+    seconds, _ = timed(lambda: _draft_steps(drafter, state, steps=self._steps))
+    return seconds / (self._steps * setting.drafter.gamma)
 
   def _verify(self, setting, *inputs):
     state = self._read(setting, *inputs)
@@ -151,4 +162,4 @@ class Clock:
     state = state.replace(drafter_state=None)
     return timed(lambda: _verify_steps(
         self._module, proposal, state, rule=setting.rule, sampling=self._sampling,
-        steps=COST_STEPS))[0] / COST_STEPS
+        steps=self._steps))[0] / self._steps

@@ -1,4 +1,4 @@
-"""Rows pooled over seeds, one `Summary` for each method, temperature and draft length.
+"""Rows pooled over seeds, one `Summary` for each method, temperature and way to speculate.
 
 Pooling sums counts over seeds before any ratio; intervals resample prompts and seeds together
 (`intervals.bootstrap`), and comparisons of two methods are paired by prompt.
@@ -16,26 +16,34 @@ from specdistill_jax.evaluation import measures
 
 STANDARD = 'standard SD'
 CONTROL = 'control'
+WAY = ('draft_sampling', 'rule', 'epsilon', 'min_confidence')  # beside gamma
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """One method at one temperature and draft length; names as in `rows.FIELDS`.
+  """One method, temperature and way to speculate; names as in `rows.FIELDS`.
 
   Attributes:
+    category: of the prompts; None: all of them.
     method: 'standard SD' (undistilled), 'control' (as many further cross-entropy steps), or
       'DistillSpec (objective, data source)'.
     counts_kpc: `[seeds, batches, len(rows.COUNTS)]`.
   """
+  category: str | None
   method: str
   objective: str
   temperature: float
   gamma: int
+  draft_sampling: str
+  rule: str
+  epsilon: float
+  min_confidence: float
   num_seeds: int
   alpha: float
   alpha_interval: intervals.Interval | None
   block_efficiency: float
   block_efficiency_interval: intervals.Interval | None
+  drafted_per_call: float
   speedup_measured: float
   speedup_measured_interval: intervals.Interval | None
   speedup_predicted: float
@@ -55,6 +63,13 @@ class Summary:
   def is_distilled(self) -> bool:
     return self.objective not in ('none', 'cross_entropy')
 
+  @property
+  def way(self) -> str:
+    """Rule, draft mode and draft length in words; a lossy rule says so."""
+    words = self.rule if self.lossless else f'{self.rule} ε={self.epsilon:.2g}, lossy'
+    words += ', greedy drafts' * (self.draft_sampling == 'greedy')
+    return words + f', stops below {self.min_confidence:g}' * (self.min_confidence > 0)
+
 
 def method(row: Mapping[str, Any]) -> str:
   """What a row's draft is called in tables and plots."""
@@ -73,6 +88,7 @@ def _pool(rows: Sequence[Mapping[str, Any]], samples: int) -> Summary:
   cost_ratio = seconds['draft_step_seconds'] / seconds['target_step_seconds']
   verify_ratio = seconds['verify_seconds'] / seconds['target_step_seconds']
   tau = float(intervals.ratio(measures.block_efficiency_counts(total)))
+  drafted_per_call = float(intervals.ratio(measures.drafted_counts(total)))
   interval = lambda columns, statistic: intervals.bootstrap(
       columns(counts_kpc), statistic, samples=samples)
   rate = lambda *names: float(intervals.ratio(measures.columns(total, *names)))
@@ -82,15 +98,17 @@ def _pool(rows: Sequence[Mapping[str, Any]], samples: int) -> Summary:
   reached, accepted = (np.sum([row[name] for row in rows], axis=0)
                        for name in ('reached_by_position', 'accepted_by_position'))
   return Summary(
-      method=method(first), objective=first['objective'], temperature=first['temperature'],
-      gamma=first['gamma'], num_seeds=len(rows),
+      category=first.get('category'), method=method(first), objective=first['objective'],
+      temperature=first['temperature'], num_seeds=len(rows),
+      **{name: first[name] for name in ('gamma', *WAY)},
       alpha=float(intervals.ratio(measures.alpha_counts(total))),
       alpha_interval=interval(measures.alpha_counts, intervals.ratio),
       block_efficiency=tau,
       block_efficiency_interval=interval(measures.block_efficiency_counts, intervals.ratio),
       speedup_measured=float(intervals.ratio_of_ratios(measures.speedup_counts(total))),
       speedup_measured_interval=interval(measures.speedup_counts, intervals.ratio_of_ratios),
-      speedup_predicted=measures.speedup_predicted(tau, first['gamma'], cost_ratio,
+      drafted_per_call=drafted_per_call,
+      speedup_predicted=measures.speedup_predicted(tau, drafted_per_call, cost_ratio,
                                                    verify_ratio),
       cost_ratio=cost_ratio, verify_ratio=verify_ratio,
       tokens_per_second=rate('emitted', 'seconds'),
@@ -102,13 +120,35 @@ def _pool(rows: Sequence[Mapping[str, Any]], samples: int) -> Summary:
       counts_kpc=counts_kpc)
 
 
-def summarise(rows: Iterable[Mapping[str, Any]], *, samples: int) -> list[Summary]:
-  """Pools rows over seeds; ordered by temperature, draft length, and method."""
+def summarise(rows: Iterable[Mapping[str, Any]], *, samples: int,
+              by_category: bool = False) -> list[Summary]:
+  """Pools rows over seeds; by temperature, draft length, method, way as in rows, and category.
+
+  Those of all prompts, or those of single categories, if `by_category`.
+  """
   groups: dict[tuple[Any, ...], dict[int, Mapping[str, Any]]] = {}
+  ways: dict[tuple[Any, ...], int] = {}
   for row in rows:
-    group = (row['temperature'], row['gamma'], _rank(row), method(row))
+    category = row.get('category')
+    if by_category is (category is None):
+      continue
+    way = ways.setdefault(tuple(row[name] for name in WAY), len(ways))
+    group = (row['temperature'], row['gamma'], _rank(row), method(row), way, category)
     groups.setdefault(group, {})[row['seed']] = row
   return [_pool(list(groups[group].values()), samples) for group in sorted(groups)]
+
+
+def headline(summaries: Sequence[Summary]) -> list[Summary]:
+  """Of each temperature, the summaries in its first lossless way: what methods are compared in.
+
+  In no lossless way, those in the first one, which say of themselves that they are lossy.
+  """
+  found = []
+  for temperature in dict.fromkeys(s.temperature for s in summaries):
+    chosen = [s for s in summaries if s.temperature == temperature]
+    first = next((s.way for s in chosen if s.lossless), chosen[0].way)
+    found += [s for s in chosen if s.way == first]
+  return found
 
 
 def _rank(row: Mapping[str, Any]) -> int:

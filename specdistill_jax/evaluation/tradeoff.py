@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt  # pylint: disable=g-import-not-at-top
 from matplotlib import ticker
 import numpy as np
 
+from specdistill_jax.evaluation import frontier
 from specdistill_jax.evaluation import intervals
 from specdistill_jax.evaluation import summary as summary_lib
 
@@ -152,6 +153,50 @@ def speedups(summaries: Summaries, path: pathlib.Path) -> None:
     axis.set_xticks(range(len(gammas)), [str(gamma) for gamma in gammas])
     axis.grid(axis='x', visible=False)
   _by_temperature(summaries, path, 'speed-up over the target alone', 'draft length γ', draw)
+
+
+_RULES = dict(exact='o', block='s', linear='^', square='v', exponential='D', typical='P',
+              top_k='X', greedy_lenience='<')
+
+
+def _points(axis, chosen: Summaries, looks, handles) -> None:
+  """A marker a setting: colour for its method, shape for its rule, hollow for greedy drafts."""
+  for s in chosen:
+    color, _ = looks[s.method]
+    at = 1e3 / s.tokens_per_second, s.quality
+    hollow = s.draft_sampling == 'greedy'
+    axis.scatter(*at, marker=_RULES[s.rule], s=46, linewidth=1.2, edgecolor=color, zorder=3,
+                 facecolor='white' if hollow else color)
+    if not s.lossless:
+      axis.annotate(f'{s.epsilon:.2g}', at, xytext=(5, 3), textcoords='offset points',
+                    fontsize=7, color='#555555')
+    handles.setdefault(s.method, plt.Line2D([], [], color=color, linewidth=4))
+    handles.setdefault(s.rule, plt.Line2D([], [], color='#333333', marker=_RULES[s.rule],
+                                          linestyle='none'))
+
+
+def tradeoff(summaries: Summaries, path: pathlib.Path, max_quality_drop: float | None) -> None:
+  """Quality against the time of a token, the frontier through what nothing beats in both.
+
+  Args:
+    summaries: all with a quality.
+    max_quality_drop: draws the least quality within this share of the target's; None: no line.
+  """
+  def draw(axis, chosen, looks, handles):
+    _points(axis, chosen, looks, handles)
+    alone = frontier.target_alone(chosen)
+    best = [(s.tokens_per_second, s.quality) for s in frontier.undominated(chosen)]
+    if not any(frontier.dominates(place, alone) for place in best):
+      best = sorted([alone, *best])
+    axis.plot([1e3 / speed for speed, _ in best], [quality for _, quality in best],
+              color='#222222', linewidth=1.1, zorder=2)
+    handles['target alone'] = axis.scatter(1e3 / alone[0], alone[1], marker='*', s=150,
+                                           color='#222222', zorder=4)
+    if max_quality_drop is not None:
+      handles['quality budget'] = axis.axhline((1 - max_quality_drop) * alone[1], zorder=1,
+                                               color='#D55E00', linestyle=':', linewidth=1.3)
+  _by_temperature(summaries, path, f'{summaries[0].quality_metric} (%)',
+                  'milliseconds a token (batch of prompts)', draw)
 
 
 def training_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],

@@ -14,10 +14,13 @@ class Model:
     module: the NNX module, a pytree of parameters; callable as `structs.TargetFn`.
     config: the module's frozen config dataclass.
     vocabulary: turns text into ids and back; None when prompts are ids only.
+    hub_config: the config.json it was imported with, for what the config doesn't hold (the
+      longest context, special tokens); None of a model that was trained here.
   """
   module: Any
   config: Any
   vocabulary: Any = None
+  hub_config: dict[str, Any] | None = None
 
   @property
   def num_parameters(self) -> int:

@@ -59,8 +59,8 @@ def init_cache(num_layers: int, batch: int, num_slots: int, num_kv_heads: int,
 def write_rows(buffer_bksh: jax.Array, new_btkh: jax.Array, offset_b: jax.Array) -> jax.Array:
   """Writes `t` entries into every row at that row's own offset."""
   new_bkth = jnp.swapaxes(new_btkh, 1, 2).astype(buffer_bksh.dtype)
-  if buffer_bksh.shape[0] == 1:  # a plain slice update; the batched one lowers to a scatter
-    return jax.lax.dynamic_update_slice(buffer_bksh, new_bkth, (0, 0, offset_b[0], 0))
-  write_one = lambda buffer_ksh, new_kth, offset: jax.lax.dynamic_update_slice(
+  write = lambda buffer_ksh, new_kth, offset: jax.lax.dynamic_update_slice(
       buffer_ksh, new_kth, (0, offset, 0))
-  return jax.vmap(write_one)(buffer_bksh, new_bkth, offset_b)
+  if buffer_bksh.shape[0] == 1:  # a plain slice update; the batched one lowers to a scatter
+    return write(buffer_bksh[0], new_bkth[0], offset_b[0])[None]
+  return jax.vmap(write)(buffer_bksh, new_bkth, offset_b)

@@ -124,10 +124,10 @@ class Attention(nnx.Module):
     c = config
     d, n, k, h = c.width, c.num_heads, c.num_kv_heads, c.head_dim
     self.config = c
-    self.query_dnh = layers.normal(rngs.params(), (d, n, h), d)
-    self.key_dkh = layers.normal(rngs.params(), (d, k, h), d)
-    self.value_dkh = layers.normal(rngs.params(), (d, k, h), d)
-    self.output_nhd = layers.normal(rngs.params(), (n, h, d), n * h)
+    self.query_nhd = layers.normal(rngs.params(), (n, h, d), d)
+    self.key_khd = layers.normal(rngs.params(), (k, h, d), d)
+    self.value_khd = layers.normal(rngs.params(), (k, h, d), d)
+    self.output_dnh = layers.normal(rngs.params(), (d, n, h), n * h)
     zeros = lambda shape, used: nnx.Param(jnp.zeros(shape, jnp.float32)) if used else None
     self.query_bias_nh = zeros((n, h), c.attention_bias)
     self.key_bias_kh = zeros((k, h), c.attention_bias)
@@ -138,7 +138,7 @@ class Attention(nnx.Module):
     self.key_norm = norm() if c.qk_norm else None
 
   def _project(self, x_btd, weight, bias, norm):
-    y = jnp.einsum('btd,dnh->btnh', x_btd, weight[...].astype(x_btd.dtype))
+    y = layers.linear(x_btd, weight[...])
     if bias is not None:
       y = y + bias[...].astype(y.dtype)
     return y if norm is None else norm(y)
@@ -149,9 +149,9 @@ class Attention(nnx.Module):
     `frequencies` are the layer's rotary ones, float32 `[h / 2]`; unused with learnt positions.
     """
     c = self.config
-    query = self._project(x_btd, self.query_dnh, self.query_bias_nh, self.query_norm)
-    key = self._project(x_btd, self.key_dkh, self.key_bias_kh, self.key_norm)
-    value = self._project(x_btd, self.value_dkh, self.value_bias_kh, None)
+    query = self._project(x_btd, self.query_nhd, self.query_bias_nh, self.query_norm)
+    key = self._project(x_btd, self.key_khd, self.key_bias_kh, self.key_norm)
+    value = self._project(x_btd, self.value_khd, self.value_bias_kh, None)
     if c.position == 'rope':
       query = layers.rope(query, positions_bt, frequencies)
       key = layers.rope(key, positions_bt, frequencies)
@@ -164,7 +164,7 @@ class Attention(nnx.Module):
     scale = c.head_dim ** -0.5 if c.query_scale is None else c.query_scale
     out = layers.attend(query, keys.astype(query.dtype), values.astype(query.dtype), mask_bts,
                         scale=scale, cap=c.attention_softcap)
-    out = jnp.einsum('btnh,nhd->btd', out, self.output_nhd[...].astype(out.dtype))
+    out = layers.linear(out, self.output_dnh[...], num_inputs=2)
     if self.output_bias_d is not None:
       out = out + self.output_bias_d[...].astype(out.dtype)
     return out, buffers
@@ -176,23 +176,23 @@ class MLP(nnx.Module):
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     d, f = config.width, config.mlp_width
     self.config = config
-    self.up_df = layers.normal(rngs.params(), (d, f), d)
-    self.gate_df = layers.normal(rngs.params(), (d, f), d) if config.gated_mlp else None
-    self.down_fd = layers.normal(rngs.params(), (f, d), f)
+    self.up_fd = layers.normal(rngs.params(), (f, d), d)
+    self.gate_fd = layers.normal(rngs.params(), (f, d), d) if config.gated_mlp else None
+    self.down_df = layers.normal(rngs.params(), (d, f), f)
     self.up_bias_f = nnx.Param(jnp.zeros((f,), jnp.float32)) if config.mlp_bias else None
     self.down_bias_d = nnx.Param(jnp.zeros((d,), jnp.float32)) if config.mlp_bias else None
 
   def __call__(self, x_btd):
     dtype = x_btd.dtype
     act = layers.ACTIVATIONS[self.config.activation]
-    up = x_btd @ self.up_df[...].astype(dtype)
+    up = layers.linear(x_btd, self.up_fd[...])
     if self.up_bias_f is not None:
       up = up + self.up_bias_f[...].astype(dtype)
-    if self.gate_df is None:
+    if self.gate_fd is None:
       hidden = act(up)
     else:
-      hidden = act(x_btd @ self.gate_df[...].astype(dtype)) * up
-    out = hidden @ self.down_fd[...].astype(dtype)
+      hidden = act(layers.linear(x_btd, self.gate_fd[...])) * up
+    out = layers.linear(hidden, self.down_df[...])
     return out if self.down_bias_d is None else out + self.down_bias_d[...].astype(dtype)
 
 
@@ -239,8 +239,8 @@ class Decoder(nnx.Module):
     keys = jax.random.split(rngs.params(), c.num_layers)
     self.layers = jax.vmap(lambda key: Block(c, rngs=nnx.Rngs(params=key)))(keys)
     self.final_norm = layers.Norm(c.width, kind=c.norm, eps=c.norm_eps, offset=c.norm_offset)
-    self.head_dv = (None if c.tie_embeddings
-                    else layers.normal(rngs.params(), (c.width, rows), c.width))
+    self.head_vd = (None if c.tie_embeddings
+                    else layers.normal(rngs.params(), (rows, c.width), c.width))
 
   @property
   def eos_id(self) -> int | tuple[int, ...]:
@@ -285,13 +285,8 @@ class Decoder(nnx.Module):
 
   def logits(self, final_btd):
     """Next-token logits in float32 from the features that the final norm put out."""
-    if self.head_dv is None:
-      logits = jnp.einsum('btd,vd->btv', final_btd,
-                          self.embedding_vd[...].astype(final_btd.dtype),
-                          preferred_element_type=jnp.float32)
-    else:
-      logits = jnp.einsum('btd,dv->btv', final_btd, self.head_dv[...].astype(final_btd.dtype),
-                          preferred_element_type=jnp.float32)
+    head_vd = self.embedding_vd if self.head_vd is None else self.head_vd
+    logits = layers.linear(final_btd, head_vd[...], result_dtype=jnp.float32)
     logits = sharding.constrain(logits, 'btv')
     return layers.soft_cap(logits[..., :self.config.vocab_size], self.config.logit_softcap)
 

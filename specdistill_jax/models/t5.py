@@ -118,8 +118,8 @@ class T5(nnx.Module):
     self.encoder_bias_rn, self.encoder_norm = table(), t5_layers.norm(c)
     self.decoder_layers = stack(t5_layers.DecoderBlock, c.num_decoder_layers)
     self.decoder_bias_rn, self.decoder_norm = table(), t5_layers.norm(c)
-    self.head_dv = (None if c.tie_embeddings
-                    else layers.normal(rngs.params(), (c.width, c.vocab_size), c.width))
+    self.head_vd = (None if c.tie_embeddings
+                    else layers.normal(rngs.params(), (c.vocab_size, c.width), c.width))
 
   def start(self, prompts_bt: jax.Array, prompt_lengths_b: jax.Array) -> structs.Start:
     """Reads the prompts. The decoder's layers must be unrolled, as for every cache."""
@@ -217,14 +217,11 @@ class T5(nnx.Module):
 
   def logits(self, final_btd):
     """Next-token logits in float32 from the features that the decoder's last norm put out."""
-    dtype = final_btd.dtype
-    if self.head_dv is not None:
-      logits = jnp.einsum('btd,dv->btv', final_btd, self.head_dv[...].astype(dtype),
-                          preferred_element_type=jnp.float32)
+    if self.head_vd is not None:
+      logits = layers.linear(final_btd, self.head_vd[...], result_dtype=jnp.float32)
     else:
-      logits = self.config.width ** -0.5 * jnp.einsum(
-          'btd,vd->btv', final_btd, self.embedding_vd[...].astype(dtype),
-          preferred_element_type=jnp.float32)
+      logits = self.config.width ** -0.5 * layers.linear(
+          final_btd, self.embedding_vd[...], result_dtype=jnp.float32)
     return sharding.constrain(logits, 'btv')
 
   def _embed(self, tokens_bt, dropout_key=None):

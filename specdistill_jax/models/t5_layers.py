@@ -56,22 +56,21 @@ class Attention(nnx.Module):
 
   def __init__(self, config: Any, *, rngs: nnx.Rngs):
     d, n, h = config.width, config.num_heads, config.head_dim
-    self.query_dnh = layers.normal(rngs.params(), (d, n, h), d * h)
-    self.key_dkh = layers.normal(rngs.params(), (d, n, h), d)
-    self.value_dkh = layers.normal(rngs.params(), (d, n, h), d)
-    self.output_nhd = layers.normal(rngs.params(), (n, h, d), n * h)
+    self.query_nhd = layers.normal(rngs.params(), (n, h, d), d * h)
+    self.key_khd = layers.normal(rngs.params(), (n, h, d), d)
+    self.value_khd = layers.normal(rngs.params(), (n, h, d), d)
+    self.output_dnh = layers.normal(rngs.params(), (d, n, h), n * h)
 
   def read(self, x_bsd):
     """Keys and values of what is attended to, `[b, s, k, h]` each."""
-    project = lambda weight: jnp.einsum('bsd,dkh->bskh', x_bsd, weight[...].astype(x_bsd.dtype))
-    return project(self.key_dkh), project(self.value_dkh)
+    return (layers.linear(x_bsd, self.key_khd[...]), layers.linear(x_bsd, self.value_khd[...]))
 
   def __call__(self, x_btd, keys_bksh, values_bksh, mask_bts, bias_bnts=None):
     dtype = x_btd.dtype
-    query = jnp.einsum('btd,dnh->btnh', x_btd, self.query_dnh[...].astype(dtype))
+    query = layers.linear(x_btd, self.query_nhd[...])
     out = layers.attend(query, keys_bksh.astype(dtype), values_bksh.astype(dtype), mask_bts,
                         scale=1.0, bias_bnts=bias_bnts)
-    return jnp.einsum('btnh,nhd->btd', out, self.output_nhd[...].astype(dtype))
+    return layers.linear(out, self.output_dnh[...], num_inputs=2)
 
 
 def heads_first(pair):

@@ -24,6 +24,8 @@ Rule = Callable[[Any], str | None]  # a value -> what would be right, or None if
 TASKS = sources.NAMES
 OBJECTIVES = ('forward_kl', 'reverse_kl', 'jsd', 'tvd', 'acceptance_nll', 'lk_hybrid')
 DATA_SOURCES = ('fixed', 'target', 'draft', 'draft_stored', 'fixed+draft', 'target+draft')
+RULES = ('exact', 'block', 'linear', 'square', 'exponential', 'greedy_lenience', 'typical',
+         'top_k')  # of decoding.rules, named here since JAX is not yet wanted
 DEFAULT_STUDENT_FRACTION = 0.5  # of configs/common.py: says that nobody asked for another
 DEFAULT_BETA = 0.5
 
@@ -95,6 +97,19 @@ def _paths(value: Any) -> str | None:
   return None if all(is_path(x) or is_pair(x) for x in value) else wish
 
 
+def _rules(values: Any) -> str | None:
+  wish = "a tuple of (rule, epsilon) pairs, as in (('exact', 1.0), ('linear', 0.5))"
+  is_pair = lambda x: isinstance(x, (tuple, list)) and len(x) == 2
+  if not isinstance(values, (tuple, list)) or not values or not all(map(is_pair, values)):
+    return wish
+  for name, epsilon in values:
+    if fault := one_of(*RULES)(name):
+      return f'{wish}, each rule being {fault}'
+    if fault := SHARE(epsilon):
+      return f'{wish}, each epsilon being {fault}'
+  return None if len(set(map(tuple, values))) == len(values) else f'{wish}, without repetition'
+
+
 def _chat_template(value: Any) -> str | None:
   # A file is looked into when its turn comes.
   if isinstance(value, str) and value.endswith('.json'):
@@ -127,6 +142,9 @@ TRAIN = dict(
     keep_checkpoints=whole(1))
 MESH = dict(data=AXIS, fsdp=AXIS, tensor=AXIS)
 LAYOUT = one_of('sharded', 'tensor', 'replicated')
+# An imported model may be taken as it is.
+STEPS = lambda x: (None if _is_whole(x) and x >= 0
+                   else 'a whole number of at least 1, or 0 with init_from')
 SAMPLING = dict(top_k=optional(whole(1)), top_p=optional(SHARE))
 
 # A nested dict is a section; `anything` marks what another function looks into.
@@ -143,8 +161,10 @@ LEGAL = dict(
         metric=optional(one_of(*quality.METRICS)), max_inputs=optional(whole(1)),
         max_targets=optional(whole(1)), data_dir=optional(text), vocabulary=optional(text),
         chat_template=optional(_chat_template), prompt_files=_paths),
-    target=dict(model=anything, train=TRAIN, layout=LAYOUT, weights_dtype=DTYPE),
-    draft=dict(model=anything, train=TRAIN, layout=LAYOUT),
+    target=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=STEPS),
+                layout=LAYOUT, weights_dtype=DTYPE),
+    draft=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=STEPS),
+               layout=LAYOUT),
     distill=dict(
         objective=one_of(*OBJECTIVES), beta=INNER_FRACTION, data_source=one_of(*DATA_SOURCES),
         student_fraction=FRACTION, normalisation=one_of('sequence', 'token'),
@@ -153,7 +173,8 @@ LEGAL = dict(
         seeds=each(whole(0)), control=truth, train=TRAIN),
     evaluate=dict(
         temperatures=each(NOT_NEGATIVE), gammas=each(whole(1)),
-        draft_sampling=one_of('sampled', 'greedy'), rule=one_of('exact', 'block'), epsilon=SHARE,
+        draft_sampling=each(one_of('sampled', 'greedy')), rules=_rules,
+        min_confidences=each(DECAY), max_quality_drop=optional(DECAY),
         batch_size=whole(1), num_prompts=whole(1), max_new_tokens=whole(1),
         bootstrap_samples=whole(1), mesh=MESH, topology=optional(_topology), **SAMPLING),
 )
@@ -205,15 +226,36 @@ def _check_model(model: Any, vocab_size: int, path: str) -> None:
     raise ValueError(f'config.{path} is wrong: {error}') from error
 
 
-def _check_same_family(config: Any) -> None:
+def _check_init_from(section: Any, name: str) -> str:
+  """Where a model is imported from, so that a wrong path is not told after `prepare`.
+
+  Returns the family of the model, imported or not.
+  """
+  if section.init_from is None:
+    if section.train.steps == 0:
+      raise ValueError(f'config.{name}.train.steps is 0; it must be a whole number of at least 1, '
+                       f'or {name}.init_from must name the model to take as it is')
+    return section.model.get('family', 'decoder')
+  from specdistill_jax.checkpoints import pretrained  # as above
+  try:
+    return pretrained.load_config(section.init_from).family
+  except ValueError as error:
+    raise ValueError(f'config.{name}.init_from is {section.init_from!r}: {error}') from error
+
+
+def _check_same_family(config: Any, families: dict[str, str]) -> None:
   """A decoder reads prompt and completion in one row, an encoder-decoder apart."""
-  kinds = [config[name].model.get('family', 'decoder') for name in ('target', 'draft')]
-  if kinds[0] != kinds[1]:
-    raise ValueError(f'config.target.model.family is {kinds[0]!r} and config.draft.model.family '
-                     f'{kinds[1]!r}; a draft must be of its target\'s family')
+  if len(set(families.values())) > 1:
+    told = ' and '.join(
+        f"config.{name}.{'model.family' if config[name].init_from is None else 'init_from'} "
+        f"{'is' if config[name].init_from is None else 'is of the family'} {family!r}"
+        for name, family in families.items())
+    raise ValueError(f'{told}; a draft must be of its target\'s family')
 
 
 def _check_train(train: Any, path: str, rows: int) -> None:
+  if train.steps == 0:
+    return
   if train.warmup_steps >= train.steps:
     raise ValueError(f'config.{path}.warmup_steps is {train.warmup_steps}; it must be below '
                      f'{path}.steps, {train.steps}')
@@ -264,10 +306,26 @@ def _check_distill(distill: Any) -> None:
         f'distill.objective is {distill.objective!r}; leave it at {DEFAULT_BETA}')
 
 
+def _check_rules(evaluate: Any) -> None:
+  """Each rule is of use at one of the temperatures, and each temperature has a lossless one."""
+  from specdistill_jax.decoding import rules  # brings in JAX, like models above
+  from specdistill_jax.decoding import sampling as sampling_lib
+  samplings = [sampling_lib.Sampling(temperature, evaluate.top_k, evaluate.top_p)
+               for temperature in evaluate.temperatures]
+  for name, epsilon in evaluate.rules:
+    faults = [rules.objection(name, epsilon, sampling) for sampling in samplings]
+    if all(faults):
+      raise ValueError(f'config.evaluate.rules has ({name!r}, {epsilon}): {faults[0]}')
+  for sampling in samplings:
+    if not any(rules.for_sampling(*pair, sampling).lossless for pair in evaluate.rules
+               if rules.objection(*pair, sampling) is None):
+      raise ValueError(
+          f'config.evaluate.rules has no lossless rule at temperature {sampling.temperature:g}, '
+          "so that the lossy ones have nothing to stand beside; add ('exact', 1.0)")
+
+
 def _check_evaluate(evaluate: Any) -> None:
-  if evaluate.epsilon != 1.0:
-    raise ValueError(f'config.evaluate.epsilon is {evaluate.epsilon}, but the rule '
-                     f'{evaluate.rule!r} is lossless; epsilon must be 1.0 with it')
+  _check_rules(evaluate)
   if evaluate.num_prompts % evaluate.batch_size:
     raise ValueError(f'config.evaluate.num_prompts is {evaluate.num_prompts}; it must be a '
                      f'multiple of evaluate.batch_size, {evaluate.batch_size}')
@@ -277,14 +335,16 @@ def check(config: ml_collections.ConfigDict) -> None:
   """Raises a ValueError of one sentence at the first misspelt, illegal or contradictory field."""
   _check_fields(config, LEGAL, '')
   _check_sections(config)
-  task_checks.check(config.task)
+  models = [name for name in ('target', 'draft') if config[name] is not None]
+  imported = [f'{name}.init_from' for name in models if config[name].init_from is not None]
+  task_checks.check(config.task, next(iter(imported), None))
   _check_mesh(config.mesh, 'mesh')
   rows = math.prod(size for size in (config.mesh.data, config.mesh.fsdp) if size > 0)
-  for name in ('target', 'draft'):
-    if config[name] is not None:
-      _check_model(config[name].model, config.task.vocab_size, f'{name}.model')
-  if config.target is not None and config.draft is not None:
-    _check_same_family(config)
+  families = {}
+  for name in models:
+    _check_model(config[name].model, config.task.vocab_size, f'{name}.model')
+    families[name] = _check_init_from(config[name], name)
+  _check_same_family(config, families)
   for name in ('target', 'draft', 'distill'):
     if config[name] is not None:
       _check_train(config[name].train, f'{name}.train', rows)

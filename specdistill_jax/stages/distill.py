@@ -55,7 +55,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   teacher = store.load_model(workdir / 'target', mesh, layout=config.target.layout,
                              weights_dtype=config.target.weights_dtype)
   draft = store.load_model(workdir / 'draft', mesh, layout=config.draft.layout)
-  api.check_pair(teacher, draft)
+  teacher, draft = api.check_pair(teacher, draft)
   data = _data(config, workdir, mesh, teacher, draft)
   objective = objectives.Objective(
       distill.objective, beta=distill.beta, normalisation=distill.normalisation,
@@ -66,21 +66,23 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
   names = iter(arm_names(config))
   for seed in distill.seeds:
-    arm = functools.partial(_arm, config, workdir, seed=seed, teacher=teacher)
+    arm = functools.partial(_arm, config, workdir, seed=seed, teacher=teacher, draft=draft)
     train.fit(arm(next(names), objective, data, rollout), config, workdir)
     if distill.control:
       train.fit(arm(next(names), control, workdir / 'data', None), config, workdir)
 
 
-def _arm(config, workdir, name, objective, data, rollout, *, seed, teacher) -> train.Run:
+def _arm(config, workdir, name, objective, data, rollout, *, seed, teacher, draft) -> train.Run:
   settings, start = config.distill.train, workdir / 'draft'
-  changed, layout = dict(dropout=settings.dropout, remat=settings.remat), config.draft.layout
+  layout = config.draft.layout
+  changed = dict(dropout=settings.dropout, remat=settings.remat, **api.vocabulary_fields(draft))
   return train.Run(
       stage='distill', name=name, directory=workdir / 'distill' / name, settings=settings,
       seed=seed, model_config=store.load_config(start, **changed),
       init=lambda mesh: store.load_model(start, mesh, layout=layout, **changed).module,
       layout=layout,
       data=data, objective=objective, teacher=teacher, rollout=rollout,
+      hub_config=draft.hub_config,
       held_out_tokens=config.distill.rollout.max_new_tokens)
 
 

@@ -1,8 +1,10 @@
 """Every draft of a study against its target: one line of `results.jsonl` for each setting.
 
-For each temperature, all drafts and draft lengths are measured interleaved on the same held-out
-prompts; the target's own continuations, drawn in the same loop, are what `alpha` is taken on.
-A setting whose line is there already is not measured again.
+For each temperature, all drafts and ways to speculate (rule, draft mode, draft length) are
+measured interleaved on the same held-out prompts; the target's own continuations, drawn in the
+same loop, are what `alpha` is taken on. A setting whose line is there already is not
+measured again. Where prompts have categories, as those of Spec-Bench, each category has a line
+of its own before that of all prompts.
 """
 
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ import re
 import subprocess
 from typing import Any
 
+from absl import logging
 import jax
 import ml_collections
 import numpy as np
@@ -31,6 +34,7 @@ from specdistill_jax.evaluation import latency
 from specdistill_jax.evaluation import measures
 from specdistill_jax.evaluation import rows
 from specdistill_jax.evaluation import step_costs
+from specdistill_jax.evaluation import ways
 from specdistill_jax.models import base
 from specdistill_jax.stages import distill
 from specdistill_jax.stages import workdirs
@@ -50,9 +54,22 @@ class Draft:
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-  """Held-out prompts in batches of one shape, and their reference texts."""
+  """Held-out prompts in batches of one shape; reference texts and categories of each batch."""
   batches: list[tuple[np.ndarray, np.ndarray]]
-  references: list[str]
+  references: list[list[str]]
+  categories: list[list[str]]
+
+  def parts(self) -> dict[str | None, list[int]]:
+    """Batches of each category, where there are several; last, as None, all batches.
+
+    A batch of several prompts has one time for all of them, and none for a category.
+    """
+    found: dict[str | None, list[int]] = {}
+    for index, categories in enumerate(self.categories):
+      if len(categories) == 1 and categories[0]:
+        found.setdefault(categories[0], []).append(index)
+    everything = list(range(len(self.batches)))
+    return (found if len(found) > 1 else {}) | {None: everything}
 
 
 def _decoding_mesh(settings: ml_collections.ConfigDict) -> jax.sharding.Mesh:
@@ -81,13 +98,18 @@ def load_prompts(config: ml_collections.ConfigDict, workdir: pathlib.Path,
                  target: base.Model) -> Prompts:
   """`evaluate.num_prompts` held-out prompts, the same ones for the same seed."""
   settings = config.evaluate
-  chosen = shards.validation_prompts(workdir / 'data', settings.num_prompts, config.seed)
+  chosen = shards.validation_rows(workdir / 'data', settings.num_prompts, config.seed)
   prompts_bt, lengths_b = api.pad_prompts(
-      target, [tokens for tokens, _ in chosen], settings.max_new_tokens)
+      target, [row.tokens[:row.prompt_length].tolist() for row in chosen],
+      settings.max_new_tokens)
   size = settings.batch_size
-  batches = [(prompts_bt[i:i + size], lengths_b[i:i + size])
-             for i in range(0, len(chosen), size)]
-  return Prompts(batches, [reference for _, reference in chosen])
+  if size > 1 and len({row.category for row in chosen}) > 1:
+    logging.warning('The prompts have categories, but evaluate.batch_size is %d: only at 1 are '
+                    'there results by category.', size)
+  batched = lambda values: [values[i:i + size] for i in range(0, len(chosen), size)]
+  return Prompts(list(zip(batched(prompts_bt), batched(lengths_b))),
+                 batched([row.reference for row in chosen]),
+                 batched([row.category for row in chosen]))
 
 
 def commit() -> str | None:
@@ -112,8 +134,7 @@ def _describe(model: base.Model) -> str:
 def _common_fields(config: ml_collections.ConfigDict, target: base.Model) -> dict[str, Any]:
   """What every row of this study shares."""
   settings = config.evaluate
-  shared = ('draft_sampling', 'rule', 'epsilon', 'batch_size', 'num_prompts', 'top_k', 'top_p',
-            'max_new_tokens')
+  shared = ('batch_size', 'num_prompts', 'top_k', 'top_p', 'max_new_tokens')
   return dict(
       {name: settings[name] for name in shared}, study=config.study, task=config.task.name,
       target=_describe(target), target_parameters=target.num_parameters,
@@ -121,11 +142,12 @@ def _common_fields(config: ml_collections.ConfigDict, target: base.Model) -> dic
       config_hash=rows.config_hash(workdirs.to_json(config)))
 
 
-def _setting_fields(draft: Draft, temperature: float, gamma: int) -> dict[str, Any]:
+def _setting_fields(draft: Draft, temperature: float, way: ways.Way) -> dict[str, Any]:
   return dict(
+      dataclasses.asdict(way),
       draft=_describe(draft.model), draft_parameters=draft.model.num_parameters,
       objective=draft.objective, data_source=draft.data_source, train_steps=draft.train_steps,
-      seed=draft.seed, temperature=temperature, gamma=gamma)
+      seed=draft.seed, temperature=temperature)
 
 
 def _overlaps(target: base.Model, draft: Draft, prompts: Prompts, runs: Sequence[latency.Run],
@@ -146,9 +168,12 @@ def _overlaps(target: base.Model, draft: Draft, prompts: Prompts, runs: Sequence
   return np.stack(counts)
 
 
-def _quality(metric: str | None, target: base.Model, references: list[str],
+def _quality(metric: str | None, target: base.Model, references: Sequence[Sequence[str]],
              runs: Sequence[latency.Run]) -> float | None:
-  """The task's metric over the decoded completions; None for plain language modelling."""
+  """The task's metric over the decoded completions; None for plain language modelling.
+
+  `references` and `runs` have an entry for each batch.
+  """
   if metric is None or target.vocabulary is None:
     return None
   vocabulary = target.vocabulary
@@ -156,7 +181,7 @@ def _quality(metric: str | None, target: base.Model, references: list[str],
       vocabulary.decode([int(token) for token in tokens[:length] if token != vocabulary.eos_id])
       for run in runs
       for tokens, length in zip(run.generation.tokens, run.generation.lengths)]
-  return quality.metric(metric)(references, predictions)
+  return quality.metric(metric)([text for batch in references for text in batch], predictions)
 
 
 def _track(description: str):
@@ -167,44 +192,61 @@ def _track(description: str):
   return wrap
 
 
+def _build(draft: Draft, way: ways.Way, sampling: sampling_lib.Sampling) -> step_costs.Setting:
+  drafter = api.make_drafter(
+      draft.model, gamma=way.gamma, target_sampling=sampling, draft_sampling=way.draft_sampling,
+      min_confidence=way.min_confidence)
+  return step_costs.Setting(drafter, rules.for_sampling(way.rule, way.epsilon, sampling))
+
+
+def _lines(wanted, measured, overlaps, prompts, target, metric, samples) -> list[list[dict]]:
+  """For each setting that was measured its lines: of every category, and last of all prompts."""
+  at = lambda values, batches: [values[index] for index in batches]
+  made = {name: [] for name in wanted}
+  for category, batches in prompts.parts().items():
+    references, alone = at(prompts.references, batches), at(measured.alone, batches)
+    target_quality = _quality(metric, target, references, alone)
+    for name, fields in wanted.items():
+      runs = at(measured.runs[name], batches)
+      fields = fields | dict(category=category, num_prompts=sum(map(len, references)))
+      figures = measures.figures(fields, alone, runs, measured.steps[name],
+                                 overlaps[name[0]][batches], samples=samples)
+      made[name].append(rows.make(
+          **fields, **figures, quality_metric=metric, target_quality=target_quality,
+          quality=_quality(metric, target, references, runs)))
+  return list(made.values())
+
+
 def _temperature(config, target, drafts, prompts, temperature, path, common) -> None:
   """Measures the settings of one temperature that have no line yet, and appends their lines."""
   settings = config.evaluate
   sampling = sampling_lib.Sampling(temperature, settings.top_k, settings.top_p)
-  rule = rules.for_sampling(settings.rule, settings.epsilon, sampling)
   present = {rows.identity(row) for row in rows.read(path)}
   wanted = {}
-  for index, draft in enumerate(drafts):
-    for gamma in settings.gammas:
-      fields = {**common, **_setting_fields(draft, temperature, gamma)}
+  for way in ways.distinct(settings, temperature):
+    lossless = rules.for_sampling(way.rule, way.epsilon, sampling).lossless
+    for index, draft in enumerate(drafts):
+      fields = {**common, **_setting_fields(draft, temperature, way), 'lossless': lossless}
       if rows.identity(rows.make(**fields)) not in present:
-        wanted[index, gamma] = fields
+        wanted[index, way] = fields
   if not wanted:
     return
-  built = {(index, gamma): step_costs.Setting(api.make_drafter(
-      drafts[index].model, gamma=gamma, target_sampling=sampling,
-      draft_sampling=settings.draft_sampling), rule) for index, gamma in wanted}
+  built = {(index, way): _build(drafts[index], way, sampling) for index, way in wanted}
   measured = latency.measure(
       target.module.unstacked(), built, prompts.batches, jax.random.key(config.seed),
       sampling=sampling, max_new_tokens=settings.max_new_tokens,
       progress=_track(f'temperature {temperature:g}'))
   metric = shards.read_metadata(path.parent / 'data', 'validation')['metric']
-  target_quality = _quality(metric, target, prompts.references, measured.alone)
   overlaps = {index: _overlaps(target, drafts[index], prompts, measured.alone, sampling)
               for index, _ in wanted}
-  for name, fields in wanted.items():
-    runs = measured.runs[name]
-    figures = measures.figures(
-        fields, measured.alone, runs, measured.steps[name], overlaps[name[0]],
-        samples=settings.bootstrap_samples)
-    rows.append(path, rows.make(
-        **fields, **figures, lossless=rule.lossless, quality_metric=metric,
-        quality=_quality(metric, target, prompts.references, runs),
-        target_quality=target_quality))
+  for lines in _lines(wanted, measured, overlaps, prompts, target, metric,
+                      settings.bootstrap_samples):
+    # The line of all prompts is the last: where it is, those of the categories are.
+    rows.append(path, *lines)
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Evaluates the undistilled draft and every arm, at every temperature and draft length.
+  """Evaluates the undistilled draft and every arm, at every temperature and in every way.
 
   Raises:
     ValueError: a model is missing, the vocabularies differ, or there are too few held-out rows.
@@ -213,7 +255,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   target = _load(config, workdir / 'target', 'target')
   drafts = load_drafts(config, workdir)
   for draft in drafts:
-    api.check_pair(target, draft.model)
+    target, _ = api.check_pair(target, draft.model)
+  drafts = [dataclasses.replace(draft, model=api.check_pair(target, draft.model)[1])
+            for draft in drafts]
   prompts = load_prompts(config, workdir, target)
   path = workdir / 'results.jsonl'
   rows.repair(path)

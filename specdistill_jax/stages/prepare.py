@@ -4,7 +4,8 @@ Examples (embedded, the user's files, or TFDS data sets) are parted by document,
 is trained on the training split or copied, a seqio task tokenises both, and the rows are
 written beside it:
 
-  W/data/vocabulary.model, W/data/{train,validation}-*.array_record, W/data/{...}.json
+  W/data/vocabulary.model (or tokenizer/, that of an imported model),
+  W/data/{train,validation}-*.array_record, W/data/{...}.json
 
 All of it appears at once, by one rename: a run that is killed leaves no `W/data`.
 """
@@ -27,11 +28,14 @@ from specdistill_jax.data import chat
 from specdistill_jax.data import quality
 from specdistill_jax.data import shards
 from specdistill_jax.data import splits
+from specdistill_jax.data import tokenizers
 from specdistill_jax.data import vocabulary as vocabularies
+from specdistill_jax.stages import imports
 from specdistill_jax.stages import sources
 from specdistill_jax.stages import token_rows
 
 VOCABULARY_FILE = 'vocabulary.model'
+TOKENIZER_FOLDER = 'tokenizer'
 _STAGING = 'data.incomplete-'
 
 
@@ -42,7 +46,8 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     ValueError: a setting, a file or the data as a whole is unfit, or `workdir/data` was
       prepared with other settings; what is there stays untouched.
   """
-  settings = _settings(config)
+  imported = imports.vocabulary(config)
+  settings = _settings(config, imported)
   directory = pathlib.Path(workdir) / 'data'
   if _is_prepared(directory, settings):
     logging.info("The data in '%s' is prepared already.", directory)
@@ -53,7 +58,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   kind = sources.kind(settings, examples)
   _check_lengths(settings, kind)
   with _staging(directory) as staging:
-    vocabulary = _vocabulary(staging, examples, settings)
+    vocabulary = _vocabulary(staging, examples, settings, imported)
     logging.info('A vocabulary of %d pieces, %.1f s after the start.',
                  vocabulary.size, time.monotonic() - start)
     _warn_of_space_symbols(examples)
@@ -61,10 +66,12 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   logging.info("Prepared '%s' in %.1f s.", directory, time.monotonic() - start)
 
 
-def _settings(config: Any) -> dict[str, Any]:
+def _settings(config: Any, imported: Any) -> dict[str, Any]:
   """What the data depends on, as JSON gives it back."""
-  task = dict(config.task.items())
-  return json.loads(json.dumps({**task, 'seed': config.seed}))
+  settings = {**dict(config.task.items()), 'seed': config.seed}
+  if imported is not None:
+    settings['imported_vocabulary'] = imported.digest
+  return json.loads(json.dumps(settings))
 
 
 def _is_prepared(directory: pathlib.Path, settings: dict[str, Any]) -> bool:
@@ -81,8 +88,9 @@ def _is_prepared(directory: pathlib.Path, settings: dict[str, Any]) -> bool:
         name = key if key == 'seed' else f'task.{key}'
         raise ValueError(f"'{directory}' was prepared with {name} = {before.get(key)!r}, and "
                          f'now it is {settings.get(key)!r}; use another workdir.')
-  if not (directory / VOCABULARY_FILE).is_file():
-    raise ValueError(f"'{directory}' has lost its {VOCABULARY_FILE}; remove the folder to "
+  vocabulary = shards.read_metadata(directory, 'train').get('vocabulary', VOCABULARY_FILE)
+  if not (directory / vocabulary).exists():
+    raise ValueError(f"'{directory}' has lost its {vocabulary}; remove the folder to "
                      'prepare it again.')
   return True
 
@@ -121,9 +129,13 @@ def _staging(directory: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _vocabulary(staging: pathlib.Path, examples: sources.Examples,
-                settings: Mapping[str, Any]) -> vocabularies.Vocabulary:
-  """The vocabulary of the settings, copied, or one trained on the training split."""
+                settings: Mapping[str, Any], imported: Any) -> Any:
+  """That of the imported models or of the settings, copied, or one trained on the examples."""
   template = settings['chat_template'] and chat.load(settings['chat_template'])
+  if imported is not None:
+    _warn_of_split_marks(imported, template, settings)
+    tokenizers.copy(imported, staging / TOKENIZER_FOLDER)
+    return tokenizers.load(staging / TOKENIZER_FOLDER)
   if not settings['vocabulary']:
     texts = (text for e in examples['train'] for text in (e.inputs or '', e.targets))
     return vocabularies.train(texts, staging / VOCABULARY_FILE, settings['vocab_size'],
@@ -132,13 +144,18 @@ def _vocabulary(staging: pathlib.Path, examples: sources.Examples,
   if given.size != settings['vocab_size']:
     raise ValueError(f"task.vocab_size is {settings['vocab_size']}; the vocabulary "
                      f"'{given.path}' has {given.size} ids: set it to that.")
-  for piece in template.special if template else ():
-    if (num_tokens := len(given.encode(piece))) > 1:
-      logging.warning("The vocabulary '%s' has no piece for %r of the chat template '%s'; it "
-                      'takes %d tokens.', given.path, piece, settings['chat_template'],
-                      num_tokens)
+  _warn_of_split_marks(given, template, settings)
   shutil.copyfile(given.path, staging / VOCABULARY_FILE)
   return vocabularies.Vocabulary(staging / VOCABULARY_FILE)
+
+
+def _warn_of_split_marks(vocabulary: Any, template: chat.Template | None,
+                         settings: Mapping[str, Any]) -> None:
+  for piece in template.special if template else ():
+    if (num_tokens := len(vocabulary.encode(piece))) > 1:
+      logging.warning("The vocabulary '%s' has no piece for %r of the chat template '%s'; it "
+                      'takes %d tokens.', vocabulary.path, piece, settings['chat_template'],
+                      num_tokens)
 
 
 def _write_splits(directory, examples, dropped, vocabulary, settings, kind) -> None:
@@ -147,14 +164,15 @@ def _write_splits(directory, examples, dropped, vocabulary, settings, kind) -> N
   if not settings['chat_template']:
     # Imported here, so that bad settings and files are told without seconds of TensorFlow.
     from specdistill_jax.data import tasks  # pylint: disable=g-import-not-at-top
-    task = tasks.make(settings['name'], examples, str(vocabulary.path), metric)
+    task = tasks.make(settings['name'], examples, vocabulary, metric)
     tokenised = lambda split: tasks.tokenised(task, split, vocabulary)
   for split in examples:
     metadata = {
         'task': settings['name'], 'dataset': sources.dataset(settings), 'kind': kind,
         'metric': metric, 'source': 'fixed',
         'vocab_size': vocabulary.size, 'vocabulary_digest': vocabulary.digest,
-        'vocabulary': VOCABULARY_FILE, 'max_length': settings['max_length'],
+        'vocabulary': vocabulary.path.relative_to(directory).parts[0],
+        'max_length': settings['max_length'],
         'prompt_length': settings['prompt_length'] if kind == splits.LANGUAGE_MODELLING else None,
         'num_examples': len(examples[split]),
         'dropped': dropped[split],  # filled while the rows are written
@@ -164,6 +182,7 @@ def _write_splits(directory, examples, dropped, vocabulary, settings, kind) -> N
     else:
       rows = token_rows.from_conversations(examples[split], settings, vocabulary,
                                            dropped[split], split)
+    rows = token_rows.with_sound_masks(rows, settings['name'], kind, vocabulary)
     if split == 'train':
       rows = itertools.islice(rows, settings['max_examples'])
     _write_split(directory, split, rows, metadata)

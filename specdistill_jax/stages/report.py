@@ -50,18 +50,21 @@ def _quality_columns(summaries: Sequence[summary_lib.Summary]) -> tuple[str, ...
 def table(summaries: Sequence[summary_lib.Summary],
           with_interval: Callable[..., str] = _brackets) -> tuple[tuple[str, ...], list[tuple]]:
   """Header and lines: at each temperature the target alone, then every method and length."""
-  header = COLUMNS + _quality_columns(summaries)
-  with_quality = len(header) > len(COLUMNS)
+  quality_columns = _quality_columns(summaries)
+  with_quality, with_ways = bool(quality_columns), len({s.way for s in summaries}) > 1
+  header = COLUMNS[:3] + ('rule',) * with_ways + COLUMNS[3:] + quality_columns
   show = lambda value: '' if value is None else f'{value:.1f}'
   lines = []
   for temperature in sorted({s.temperature for s in summaries}):
     chosen = [s for s in summaries if s.temperature == temperature]
     first = chosen[0]
-    lines.append((f'{temperature:g}', '', TARGET_ALONE, '', '1.00', '1.00x', '',
-                  f'{first.autoregressive_tokens_per_second:.0f}')
+    lines.append((f'{temperature:g}', '', TARGET_ALONE, *('',) * with_ways, '', '1.00', '1.00x',
+                  '', f'{first.autoregressive_tokens_per_second:.0f}')
                  + ((show(first.target_quality),) if with_quality else ()))
     lines += [
-        (f'{s.temperature:g}', str(s.gamma), s.method if s.lossless else f'{s.method}, lossy',
+        (f'{s.temperature:g}', str(s.gamma),
+         *((s.method, s.way) if with_ways else
+           (s.method if s.lossless else f'{s.method}, lossy',)),
          with_interval(s.alpha, s.alpha_interval),
          with_interval(s.block_efficiency, s.block_efficiency_interval),
          with_interval(s.speedup_measured, s.speedup_measured_interval, unit='x'),
@@ -69,6 +72,36 @@ def table(summaries: Sequence[summary_lib.Summary],
         + ((show(s.quality),) if with_quality else ())
         for s in chosen]
   return header, lines
+
+
+def category_table(summaries: Sequence[summary_lib.Summary]) -> tuple[tuple[str, ...],
+                                                                   list[tuple]]:
+  """Header and lines: a method, temperature and length each, a column for each category.
+
+  A cell has block efficiency and measured speed-up.
+  """
+  categories = {s.category: s.counts_kpc.shape[1] for s in summaries}
+  header = ('T', 'γ', 'method') + tuple(
+      f'{name} ({count})' for name, count in categories.items())
+  lines: dict[tuple, dict[str, str]] = {}
+  for s in summaries:
+    method = s.method if s.lossless else f'{s.method}, lossy'
+    cell = f'{s.block_efficiency:.2f}, {s.speedup_measured:.2f}x'
+    lines.setdefault((f'{s.temperature:g}', str(s.gamma), method), {})[s.category] = cell
+  return header, [line + tuple(cells.get(name, '') for name in categories)
+                  for line, cells in lines.items()]
+
+
+def _category_section(rows: Sequence[dict[str, Any]]) -> list[str]:
+  """The report's part about categories; empty where prompts have none."""
+  summaries = summary_lib.summarise(rows, samples=1, by_category=True)
+  if not summaries:
+    return []
+  return ['## By category',
+          markdown_table(*category_table(summaries)),
+          'Block efficiency and measured speed-up on the prompts of each category, the number of '
+          'which stands in brackets. Prompts without a category count in the table above only. '
+          'Intervals are in `results.jsonl`.']
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -93,9 +126,11 @@ def curves(path: pathlib.Path) -> dict[str, list[list[tuple[int, float]]]]:
   return found
 
 
-def _plots(summaries, workdir: pathlib.Path) -> list[tuple[str, str]]:
+def _plots(summaries, workdir: pathlib.Path,
+           max_quality_drop: float | None) -> list[tuple[str, str]]:
   """Draws the plots; returns (file name, caption) of each."""
   from specdistill_jax.evaluation import tradeoff  # matplotlib takes a second to import
+  everything, summaries = summaries, summary_lib.headline(summaries)
   plots = [
       ('block_efficiency.png', 'Block efficiency against the draft length, with 95 % intervals.',
        lambda path: tradeoff.block_efficiency(summaries, path)),
@@ -104,6 +139,11 @@ def _plots(summaries, workdir: pathlib.Path) -> list[tuple[str, str]]:
       ('acceptance_by_position.png', 'Acceptance by draft position, given that it was '
        'reached, with 95 % intervals.',
        lambda path: tradeoff.acceptance_by_position(summaries, path))]
+  if len({s.way for s in everything}) > 1 and all(s.quality is not None for s in everything):
+    plots.append(('tradeoff.png', 'Quality against the time of a token. The line joins what '
+                  'nothing beats in both; lossless settings differ in quality by chance alone. '
+                  'Numbers are ε; hollow markers are greedy drafts.',
+                  lambda path: tradeoff.tradeoff(everything, path, max_quality_drop)))
   training = curves(workdir / 'metrics.jsonl')
   if training:
     plots.append(('training_alpha.png', 'Held-out α during distillation: means over seeds, '
@@ -113,14 +153,17 @@ def _plots(summaries, workdir: pathlib.Path) -> list[tuple[str, str]]:
   return [(name, caption) for name, caption, _ in plots]
 
 
-def _setting(row: dict[str, Any]) -> str:
+def _setting(rows: Sequence[dict[str, Any]]) -> str:
+  row = rows[0]
+  rules = dict.fromkeys(f'`{r["rule"]}`' for r in rows)
   millions = lambda count: f'{count / 1e6:.2f}M'
   top = ', '.join(f'{name} {row[name]}' for name in ('top_k', 'top_p') if row[name] is not None)
   return (
       f'Task `{row["task"]}`. Target: {row["target"]}, {millions(row["target_parameters"])} '
       f'parameters; draft: {row["draft"]}, {millions(row["draft_parameters"])}. '
       f'{row["num_prompts"]} held-out prompts, up to {row["max_new_tokens"]} new tokens each, '
-      f'batch {row["batch_size"]}{", " + top if top else ""}, rule `{row["rule"]}`. '
+      f'batch {row["batch_size"]}{", " + top if top else ""}, '
+      f'rule{"s" * (len(rules) > 1)} {", ".join(rules)}. '
       f'Device `{row["device"]}`, jax {row["jax_version"]}, commit `{row["commit"]}`, '
       f'config `{row["config_hash"]}`.')
 
@@ -136,17 +179,18 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   workdir = pathlib.Path(workdir)
   rows = load_rows(config, workdir)
   samples = config.evaluate.bootstrap_samples
+  max_quality_drop = config.evaluate.max_quality_drop
   summaries = summary_lib.summarise(rows, samples=samples)
   header, lines = table(summaries)
   seeds = max(s.num_seeds for s in summaries)
   plots = '\n\n'.join(f'![{caption}]({name})\n\n*{caption}*'
-                      for name, caption in _plots(summaries, workdir))
+                      for name, caption in _plots(summaries, workdir, max_quality_drop))
   wall = _wall_times(workdir)
   parts = [
       f'# {config.study}: speculative decoding of `{config.task.name}`',
-      _setting(rows[0]),
+      _setting(rows),
       '## What came out',
-      *answers.write(summaries, samples=samples),
+      *answers.write(summaries, samples=samples, max_quality_drop=max_quality_drop),
       '## Results',
       markdown_table(header, lines),
       'T is the temperature. Brackets are 95 % bootstrap intervals over prompts and, for trained '
@@ -154,6 +198,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       'undistilled draft; the *control* had as many further cross-entropy steps as '
       'distillation. The predicted speed-up is τ / (γ c + v), with the cost of a draft step, c, '
       'and of a verification, v, measured in the same run. Prefill is left out of all times.',
+      *_category_section(rows),
       '## Plots', plots]
   if wall:
     parts.append(f'Wall time of the stages before this one: {wall}.')
@@ -180,6 +225,7 @@ def show(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   if not console.is_terminal:
     console = rich_console.Console(width=120)
   console.print(shown)
-  for answer in answers.write(summaries, samples=samples):
+  for answer in answers.write(summaries, samples=samples,
+                              max_quality_drop=config.evaluate.max_quality_drop):
     console.print(answer.replace('**', ''), highlight=False)
   console.print(f'Report: {workdir / "report.md"}', highlight=False)

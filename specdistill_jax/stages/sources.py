@@ -162,7 +162,8 @@ def check(settings: Mapping[str, Any]) -> None:
   if (name in papers.PAPERS or name == 'bbh') and not settings['data_dir']:
     raise ValueError(f"task.data_dir is {settings['data_dir']!r}; the task '{name}' needs the "
                      'folder or bucket of its data set.')
-  if name in EVALUATION_ONLY and not settings['vocabulary']:
+  given = settings['vocabulary'] or settings.get('imported_vocabulary')
+  if name in EVALUATION_ONLY and not given:
     raise ValueError(f"task.vocabulary is None; the task '{name}' has nothing to train one on, "
                      "so name the models' own, a SentencePiece model.")
   if name == 'conversations' and not settings['chat_template']:

@@ -18,8 +18,12 @@ def is_language_modelling(task: Any) -> bool:
       task.name == 'local_files' and not task.inputs_field)
 
 
-def check(task: Any) -> None:
-  """Raises a ValueError of one sentence at the first field that does not go with the others."""
+def check(task: Any, imported: str | None = None) -> None:
+  """Raises a ValueError of one sentence at the first field that does not go with the others.
+
+  Args:
+    imported: the field that names an imported model, whose vocabulary is then the task's.
+  """
   wishes = dict(data_dir='the folder or bucket of its data set, as in --config.task.data_dir=DIR')
   for field, readers in _READERS.items():
     if task.name not in readers and task[field]:
@@ -30,7 +34,10 @@ def check(task: Any) -> None:
                         "\"('train.jsonl',)\"")
       raise ValueError(f'config.task.{field} is {task[field]!r}; the task {task.name!r} needs '
                        f'{wish}')
-  if task.name in sources.EVALUATION_ONLY and not task.vocabulary:
+  if imported and task.vocabulary:
+    raise ValueError(f'config.task.vocabulary is {task.vocabulary!r}, but config.{imported} names '
+                     'a model that has its own; leave it at None')
+  if task.name in sources.EVALUATION_ONLY and not task.vocabulary and not imported:
     raise ValueError(f'config.task.vocabulary is None; the task {task.name!r} has nothing to '
                      "train one on and needs the models' own SentencePiece model")
   if is_language_modelling(task) and task.prompt_length >= task.max_length:

@@ -8,6 +8,7 @@ import numpy as np
 
 from specdistill_jax.data import chat
 from specdistill_jax.data import papers
+from specdistill_jax.data import records
 from specdistill_jax.data import shards
 from specdistill_jax.data import splits
 from specdistill_jax.stages import sources
@@ -22,6 +23,8 @@ def from_texts(tokenised: Iterable, settings: Mapping[str, Any], vocabulary: Any
   """Rows of tokenised examples; counts what gives none, and what was cut, by reason."""
   counts.update(too_long=0, too_short=0, cut_inputs=0, cut_targets=0)
   max_inputs, max_targets = sources.lengths(settings)
+  prefix = np.array(vocabulary.prefix_ids, np.int32)
+  suffix = np.array(vocabulary.suffix_ids, np.int32)
   tail = _tail(settings, vocabulary, max_inputs)
   is_evaluation_only = settings['name'] in sources.EVALUATION_ONLY
   for number, example in enumerate(tokenised):
@@ -29,11 +32,12 @@ def from_texts(tokenised: Iterable, settings: Mapping[str, Any], vocabulary: Any
     if not len(example.inputs):
       rows = list(language_modelling_rows(
           example.targets, settings['max_length'], settings['prompt_length'],
-          example.document, vocabulary.decode))
-      counts['too_short'] += -(-len(example.targets) // settings['max_length']) - len(rows)
+          example.document, vocabulary.decode, prefix))
+      width = settings['max_length'] - len(prefix)
+      counts['too_short'] += -(-len(example.targets) // width) - len(rows)
       yield from rows
       continue
-    inputs, targets = example.inputs, example.targets
+    inputs, targets = np.concatenate([prefix, example.inputs, suffix]), example.targets
     if max_inputs and len(inputs) > max_inputs:
       inputs = np.concatenate([inputs[:max_inputs - len(tail)], tail])
       counts['cut_inputs'] += 1
@@ -91,15 +95,28 @@ def _conversation_row(example: splits.Example, segments: Sequence[chat.Segment],
                     example.document, example.category)
 
 
+def with_sound_masks(rows: Iterable[shards.Row], task: str, kind: str,
+                     vocabulary: Any) -> Iterator[shards.Row]:
+  """`rows` as they are; a ValueError shows the text of one that would teach nothing, or all."""
+  for row in rows:
+    if kind != splits.PROMPTS and (fault := records.mask_fault(row, kind)):
+      raise ValueError(f"The task '{task}': the row of '{row.document}' {fault}. It reads, "
+                       f'{records.rendered(row, vocabulary)}')
+    yield row
+
+
 def language_modelling_rows(tokens: np.ndarray, max_length: int, prompt_length: int,
-                            document: str, decode) -> Iterator[shards.Row]:
+                            document: str, decode, prefix: Sequence[int] = ()
+                            ) -> Iterator[shards.Row]:
   """Cuts a document's int32 `tokens` into rows; all but each row's first token are learnt.
 
   The last row may be shorter than `max_length`; it is left out where nothing follows its
-  prompt, so that every row has something to continue.
+  prompt, so that every row has something to continue. Each row begins with `prefix`.
   """
-  for start in range(0, len(tokens), max_length):
-    row = tokens[start:start + max_length]
+  prefix = np.array(prefix, np.int32)
+  width = max_length - len(prefix)
+  for start in range(0, len(tokens), width):
+    row = np.concatenate([prefix, tokens[start:start + width]])
     if len(row) > prompt_length:
       loss_mask = np.ones(len(row), np.uint8)
       loss_mask[0] = 0  # nothing predicts it
@@ -125,7 +142,8 @@ def _tail(settings: Mapping[str, Any], vocabulary: Any, max_inputs: int | None) 
   """What a prompt ends in, kept where the prompt is cut: else the task would not be posed."""
   paper = papers.PAPERS.get(settings['name'])
   # A newline is the separator of every task, see data.tasks.
-  tail = np.array(vocabulary.encode((paper.suffix if paper else '') + '\n'), np.int32)
+  tail = np.array([*vocabulary.encode((paper.suffix if paper else '') + '\n'),
+                   *vocabulary.suffix_ids], np.int32)
   if max_inputs and len(tail) >= max_inputs:
     raise ValueError(f'task.max_inputs is {max_inputs}; the end of the prompt alone takes '
                      f'{len(tail)} tokens, so give more.')

@@ -6,11 +6,13 @@ import functools
 import pathlib
 from typing import Any
 
+from absl import logging
 import jax
 from jax.sharding import Mesh
 import ml_collections
 
 from specdistill_jax import sharding
+from specdistill_jax.checkpoints import pretrained
 from specdistill_jax.checkpoints import store
 from specdistill_jax.data import shards
 from specdistill_jax.losses import objectives
@@ -41,6 +43,7 @@ class Run:
     rollout: how the student's own data are sampled; None for stored data.
     held_out_tokens: new tokens of a held-out prompt, where there is a teacher.
     layout: of the model that is trained, one of `sharding.LAYOUTS`.
+    hub_config: the config.json that an imported model came with.
   """
   stage: str
   name: str
@@ -55,11 +58,18 @@ class Run:
   rollout: rollouts.Rollout | None = None
   held_out_tokens: int = 64
   layout: str = sharding.DEFAULT_LAYOUT
+  hub_config: dict[str, Any] | None = None
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, which: str) -> None:
-  """Trains `which`, target or draft, from scratch by cross-entropy on the prepared data."""
+  """Trains `which`, target or draft, by cross-entropy on the prepared data.
+
+  From scratch, or from `init_from`: then with 0 steps the model is taken as it is.
+  """
   section, data = config[which], workdir / 'data'
+  if section.init_from is not None:
+    _run_imported(config, workdir, which)
+    return
   model_config = families.config(
       section.model, vocab_size=shards.read_metadata(data, 'train')['vocab_size'],
       dropout=section.train.dropout, remat=section.train.remat)
@@ -70,6 +80,36 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, which: str) ->
               functools.partial(families.init, model_config), mesh, key, layout=section.layout),
           layout=section.layout),
       config, workdir)
+
+
+def _run_imported(config, workdir, which) -> None:
+  """Fine-tunes or copies the model in `init_from`; of `model` only its dtype is read."""
+  section, directory = config[which], workdir / which
+  source = section.init_from
+  logging.info('%s starts from %s, which has its shape; of %s.model only dtype is read', which,
+               source, which)
+  changed = dict(dropout=section.train.dropout, remat=section.train.remat,
+                 dtype=section.model.dtype)
+  model_config = pretrained.load_config(source, **changed)
+  init = lambda mesh: pretrained.load(source, mesh, layout=section.layout, **changed).module
+  made = Run(stage=which, name=which, directory=directory, settings=section.train,
+             seed=config.seed, model_config=model_config, data=workdir / 'data', init=init,
+             layout=section.layout, hub_config=pretrained.hub_config(source))
+  if section.train.steps:
+    fit(made, config, workdir)
+    return
+  with store.Store(directory) as checkpoints:
+    if checkpoints.latest_step() is None:
+      _write_model_file(made, workdir)
+      checkpoints.save_params(0, init(sharding.make_mesh(**config.mesh)))
+
+
+def _write_model_file(run, workdir) -> None:
+  """Says what is trained; its vocabulary is the data's."""
+  data = workdir / 'data'
+  name = shards.read_metadata(data, 'train').get('vocabulary', 'vocabulary.model')
+  store.write_model_file(run.directory, run.model_config,
+                         data / name if (data / name).exists() else None, run.hub_config)
 
 
 def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -112,9 +152,7 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
                        f'{settings.steps}; use another workdir')
     if first is None:
       first, state = 0, _start(create, run, mesh, abstract)
-      vocabulary = workdir / 'data' / 'vocabulary.model'
-      store.write_model_file(run.directory, run.model_config,
-                             vocabulary if vocabulary.exists() else None)
+      _write_model_file(run, workdir)
     else:
       first, params, opt_state, position = checkpoints.restore(
           abstract.params, abstract.opt_state, mesh, run.layout)
@@ -133,7 +171,7 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
       if first == 0:
         writer.write(0, **held_out.measure(base.Model(state.params, run.model_config)))
       for step in range(first + 1, settings.steps + 1):
-        batch = _put(next(data), mesh)
+        batch = _put(meter.next_batch(data), mesh)
         state, metrics = update(state, teacher, batch, key)
         if late is not None:
           figures = _fetch(*late, meter)
@@ -174,7 +212,8 @@ def _fetch(step, metrics, meter) -> dict[str, Any]:
   meter.add(float(metrics.num_tokens))
   return dict(loss=metrics.loss, alpha=metrics.alpha, grad_norm=metrics.grad_norm,
               learning_rate=metrics.learning_rate, on_policy=metrics.on_policy,
-              tokens_per_second=meter.tokens_per_second, rollout_share=None)
+              tokens_per_second=meter.tokens_per_second,
+              data_wait_share=meter.data_wait_share, rollout_share=None)
 
 
 def _rollout_share(run, student, batch, key, meter) -> dict[str, Any]:

@@ -23,8 +23,15 @@ def write_atomically(path: pathlib.Path, document: dict[str, Any]) -> None:
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """A config as JSON gives it back: plain dicts, lists for tuples, references resolved."""
-  return json.loads(json.dumps(config.to_dict()))
+  """A config as JSON gives it back: plain dicts, lists for tuples, references resolved.
+
+  Left out is what the report is asked and no measurement depends on, so that a finished study
+  can be asked again.
+  """
+  document = json.loads(json.dumps(config.to_dict()))
+  if document.get('evaluate'):
+    document['evaluate'].pop('max_quality_drop', None)
+  return document
 
 
 def done_path(workdir: pathlib.Path, stage: str) -> pathlib.Path:

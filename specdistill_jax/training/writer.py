@@ -1,5 +1,6 @@
 """Where training figures go: `metrics.jsonl` and TensorBoard always, and the terminal."""
 
+from collections.abc import Iterator
 import json
 import math
 import os
@@ -74,8 +75,8 @@ class Writer:
 
   def _show(self, step, figures):
     shown = '  '.join(f'{name} {figures[name]:.4g}' for name in (
-        'loss', 'alpha', 'tokens_per_second', 'validation_cross_entropy', 'validation_alpha',
-        'block_efficiency') if figures.get(name) is not None)
+        'loss', 'alpha', 'tokens_per_second', 'data_wait_share', 'validation_cross_entropy',
+        'validation_alpha', 'block_efficiency') if figures.get(name) is not None)
     if self._bar is not None:
       self._bar.update(self._task, figures=shown)
     elif step >= self._print_from or step == self._steps:
@@ -113,15 +114,23 @@ def _plain(value):
 
 
 class Meter:
-  """Steps and tokens per second since the start, over training alone.
+  """Steps and tokens per second since the start, over training alone, and the wait for data.
 
   `add` is called when a step's figures have arrived. `pause` says that what comes next is
-  not a step alone: compilation, evaluation, a checkpoint.
+  not a step alone: compilation, evaluation, a checkpoint. `next_batch` stands for `next`.
   """
 
   def __init__(self):
     self._arrived = None
-    self._seconds, self._steps, self._tokens = 0., 0, 0.
+    self._seconds, self._steps, self._tokens, self._waited = 0., 0, 0., 0.
+
+  def next_batch(self, data: Iterator[Any]) -> Any:
+    """The next of `data`; the time that it took counts as waiting."""
+    asked = time.perf_counter()
+    batch = next(data)
+    if self._arrived is not None:
+      self._waited += time.perf_counter() - asked
+    return batch
 
   def pause(self) -> None:
     self._arrived = None
@@ -141,3 +150,12 @@ class Meter:
   @property
   def seconds_per_step(self) -> float | None:
     return self._seconds / self._steps if self._steps else None
+
+  @property
+  def data_wait_share(self) -> float | None:
+    """Of the training time, what the host waited for batches.
+
+    No less than the share that the device stands idle for want of data: it may still be at
+    work on the step before.
+    """
+    return self._waited / self._seconds if self._steps else None

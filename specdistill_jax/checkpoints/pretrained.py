@@ -1,0 +1,69 @@
+"""A model from any directory that holds one: ours, or Hugging Face's."""
+
+import pathlib
+from typing import Any
+
+from jax.sharding import Mesh
+
+from specdistill_jax import sharding
+from specdistill_jax.checkpoints import hf
+from specdistill_jax.checkpoints import store
+from specdistill_jax.models import base
+
+
+def is_ours(directory: pathlib.Path | str) -> bool:
+  """Whether `directory` holds a checkpoint of ours (True) or of Hugging Face's (False).
+
+  Raises:
+    ValueError: it holds neither.
+  """
+  directory = pathlib.Path(directory)
+  if not directory.is_dir():
+    raise ValueError(f'{directory} is no directory: a model is a directory of ours, with '
+                     f"{store.MODEL_FILE}, or one of Hugging Face's, with {hf.CONFIG_FILE}")
+  if (directory / store.MODEL_FILE).is_file():
+    return True
+  if hf.is_hub_directory(directory):
+    return False
+  raise ValueError(f'{directory} holds no model: neither {store.MODEL_FILE} nor '
+                   f'{hf.CONFIG_FILE} with weights')
+
+
+def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
+         layout: str = sharding.DEFAULT_LAYOUT, **overrides: Any) -> base.Model:
+  """Reads a model: `module`, `config`, and `vocabulary` if the directory has a tokenizer.
+
+  Args:
+    directory: with a checkpoint of ours, or config.json and safetensors of a known family.
+    mesh: where to lay the parameters out, each device reading its own slices; the first
+      device if None.
+    layout: how, one of `sharding.LAYOUTS`.
+    **overrides: fields of the model's config to change, such as `dtype`, that of the
+      activations; of a Hugging Face directory also `parameter_dtype` ('float32' masters unless
+      given, 'bfloat16', or None to keep the file's).
+
+  Raises:
+    ValueError: one sentence about what is missing, damaged, unknown or does not fit.
+  """
+  read = store.load_model if is_ours(directory) else hf.load
+  return read(directory, mesh, layout=layout, **overrides)
+
+
+def load_config(directory: pathlib.Path | str, **overrides: Any) -> Any:
+  """The config that `load` would give the model; reads no weights."""
+  read = store.load_config if is_ours(directory) else hf.load_config
+  return read(directory, **overrides)
+
+
+def load_vocabulary(directory: pathlib.Path | str) -> Any:
+  """The vocabulary that `load` would give the model, or None; reads no weights."""
+  directory = pathlib.Path(directory)
+  return store.load_vocabulary(directory) if is_ours(directory) else hf.load_vocabulary(directory)
+
+
+def hub_config(directory: pathlib.Path | str) -> dict[str, Any] | None:
+  """The config.json that a model came with, or None of one that was trained here."""
+  directory = pathlib.Path(directory)
+  if is_ours(directory):
+    return store.read_model_file(directory).get('hub_config')
+  return hf.read_config(directory)
