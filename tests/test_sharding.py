@@ -103,7 +103,7 @@ def gradient_over(num_devices):
   """Operations of one device that has two rows of a batch spread over `num_devices`."""
   mesh = sharding.make_mesh(devices=jax.devices()[:num_devices])
   shapes = jax.eval_shape(lambda: decoder.init(
-      models.config(num_layers=1), jax.random.key(0)))
+      models.config(num_layers=1, tie_embeddings=False), jax.random.key(0)))
   laid_out = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)), shapes)
   spread = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.batch_sharding(mesh))
