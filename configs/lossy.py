@@ -8,7 +8,7 @@ one-hot laws does nothing, the greedy leniency of Leviathan et al. (2211.17192, 
 
   launch/local.sh configs/lossy.py
   python -m specdistill_jax.main --config=configs/lossy.py --workdir=W --stages=report \\
-      --config.evaluate.max_quality_drop=0.05
+      --max_quality_drop=0.05
 
 Cost, and what was found: not yet run at this size.
 

@@ -3,6 +3,7 @@
   python -m specdistill_jax.main --config=configs/quickstart.py --workdir=W
   python -m specdistill_jax.main --config=... --workdir=W --stages=distill,evaluate
   python -m specdistill_jax.main --config=... --workdir=W --config.distill.objective=reverse_kl
+  python -m specdistill_jax.main --config=... --workdir=W --stages=report --max_quality_drop=0.01
 
 `run` is the same from a notebook. Stages and JAX are imported when they are needed, so that a
 misspelt flag is answered at once.
@@ -81,7 +82,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str],
     stages: names of `STAGES`, run in the order of `STAGES`; None for all that the config has.
 
   Returns:
-    Wall seconds of each stage that ran (finished ones are skipped and not listed).
+    Wall seconds of each stage that ran (finished ones are skipped and not listed; the report
+    is written anew each time).
 
   Raises:
     ValueError: one sentence about the first thing that is wrong with config, stages or workdir.
@@ -99,7 +101,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str],
   seconds = {}
   for stage in stages:
     path = workdirs.done_path(workdir, stage)
-    if path.exists():
+    # A report takes seconds, and may be asked another question of the same rows.
+    if path.exists() and stage != 'report':
       print(f'[{stage}] already done; delete {path} to run it again', flush=True)
       continue
     print(f'[{stage}]', flush=True)
@@ -171,6 +174,9 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
   flags.DEFINE_string('workdir', None, 'Directory of the study.', flag_values=values)
   flags.DEFINE_list('stages', None, f'Only these stages, of {",".join(STAGES)}.',
                     flag_values=values)
+  flags.DEFINE_float('max_quality_drop', None, "Share of the target's quality that may be spent "
+                     'on speed: the report names the fastest setting within it. Short for '
+                     '--config.evaluate.max_quality_drop.', flag_values=values)
   if '--help' in argv:
     print(f'{__doc__}\nflags:\n{values.get_help()}')
     return None
@@ -188,6 +194,11 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
     raise ValueError(str(error)) from error
   if len(rest) > 1:
     raise ValueError(f'{rest[1]!r} is no flag; settings are written --config.field=value')
+  if values.max_quality_drop is not None:
+    if config.evaluate is None:
+      raise ValueError(f'--max_quality_drop is {values.max_quality_drop}, but this config leaves '
+                       'evaluation out')
+    config.evaluate.max_quality_drop = values.max_quality_drop
   return values
 
 

@@ -152,6 +152,23 @@ def test_overrides_and_config_argument_reach_the_study(capsys, tmp_path, ran):
   assert stored['distill']['rollout']['top_p'] == 0.9
 
 
+def test_a_finished_report_answers_another_question(capsys, tmp_path, monkeypatch):
+  """--max_quality_drop is asked of finished measurements: only the report runs again."""
+  asked = []
+  monkeypatch.setattr(main, '_run_stage', lambda stage, config, workdir: asked.append(
+      (stage, config.evaluate.max_quality_drop)))
+  shown = []
+  monkeypatch.setattr('specdistill_jax.stages.report.show', lambda config, workdir: shown.append(
+      config.evaluate.max_quality_drop))
+  arguments = (QUICKSTART, f'--workdir={tmp_path}')
+  assert command(capsys, *arguments)[0] == 0
+  asked.clear()
+  assert command(capsys, *arguments, '--max_quality_drop=0.01')[0] == 0
+  assert asked == [('report', 0.01)] and shown == [None, 0.01]
+  status, _, err = command(capsys, *arguments, '--max_quality_drop=1.5')
+  assert status == 2 and 'max_quality_drop' in err and '1.5' in err
+
+
 def test_the_unexpected_keeps_its_traceback(tmp_path, monkeypatch):
   """A ValueError that no `raise` statement of ours made is a bug, not a sentence."""
   monkeypatch.setattr(main, '_run_stage', lambda *_: int('not a number'))
