@@ -80,8 +80,7 @@ def _typical(log_probs_btv: jax.Array, epsilon: float) -> jax.Array:
 
 
 def _kth_best(log_probs_btv: jax.Array, epsilon: float) -> jax.Array:
-  k = min(round(1.0 / epsilon), log_probs_btv.shape[-1])
-  return jax.lax.top_k(log_probs_btv, k)[0][..., -1]
+  return sampling.greatest_threshold(log_probs_btv, 1.0, round(1.0 / epsilon))
 
 
 # The least log-probability that a kept token has under the target: `[b, t, v] -> [b, t]`.
