@@ -1,6 +1,6 @@
 # What tpu_vm.sh, tpu_sweep.sh and xpk.sh share: flags, settings, the study, quoting, dry runs.
 # Sourced; for bash 3.2 or later, under `set -euo pipefail`.
-# shellcheck shell=bash disable=SC2034,SC2154  # names are shared with the scripts that source this
+# shellcheck shell=bash disable=SC2034,SC2154  # names are shared with who sources this
 
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 UNAVAILABLE=69  # nothing of ours runs there, and nothing could be started
@@ -14,6 +14,7 @@ die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
 note() {  # words: one line for the user, and for the log of what happened
   local line
+  [ -z "$dry_run" ] || return 0
   line="$(printf '[%s %s] %s' "${NAME:-launch}" "$(date '+%m-%d %H:%M:%S')" "$*")"
   printf '%s\n' "$line" >&2
   printf '%s\n' "$line" >> "$log"
@@ -110,7 +111,7 @@ require_committed() {  # the hosts get the last commit, and it should be what th
   changes="$(git -C "$root" status --porcelain)"
   [ -z "$changes" ] && return
   if [ -n "${flag_allow_uncommitted:-}" ]; then
-    note "warning: left out, since not committed: $(_first_files "$changes")"
+    echo "warning: left out, since not committed: $(_first_files "$changes")" >&2
   else
     die "not committed, and the hosts get the last commit: $(_first_files "$changes"); commit" \
         '(or stash) them, or leave them out with --allow_uncommitted'

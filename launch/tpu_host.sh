@@ -4,7 +4,7 @@
 #   tpu_host.sh setup                            unpacks code.tar.gz, makes its environment
 #   tpu_host.sh start TOKEN [NAME=VALUE ...] -- [flags of specdistill_jax.main]
 #   tpu_host.sh state                            how the last attempt is
-#   tpu_host.sh signal TERM|KILL                 ends it; stop: TERM, and it counts as stopped by hand
+#   tpu_host.sh signal TERM|KILL | stop          ends it; after stop it counts as stopped by hand
 #   tpu_host.sh tail LINES [HOST] | follow LINES its log
 #
 # All but `setup` may be said twice: ssh is retried when its connection breaks. An attempt is named
@@ -43,7 +43,7 @@ start() {  # token and the rest: nothing happens if it was started, or if anothe
     ln -sfn -- "$1" "$last"
     setsid nohup bash "${BASH_SOURCE[0]}" supervise "$@" < /dev/null >> "$run/$1/log" 2>&1 &
   fi
-  for _ in 1 2 3 4 5 6 7 8 9 10; do [ -e "$last/pid" ] || sleep 0.2; done
+  for _ in {1..50}; do [ -e "$last/pid" ] || sleep 0.1; done
   report
 }
 

@@ -1,5 +1,5 @@
 # A slice of TPU VMs: asked for as a queued resource, its hosts reached by ssh. For tpu_vm.sh.
-# shellcheck shell=bash disable=SC2034,SC2154  # names are shared with the scripts that source this
+# shellcheck shell=bash disable=SC2034,SC2154  # names are shared with who sources this
 
 POLL_SECONDS="${SPECDISTILL_POLL_SECONDS:-30}"
 TRIES=3  # of what should work at the first
@@ -98,7 +98,8 @@ await_slice() {
         delete_slice || true ;;
       UNKNOWN) if [ -z "$seen_once" ]; then _complain 'gcloud does not answer' || return 1; fi ;;
     esac
-    if [ "$verdict" != UNKNOWN ]; then seen_once=yes; fi  # later it is the network, which comes back
+    # Once gcloud has answered, a silence is the network's: it comes back.
+    if [ "$verdict" != UNKNOWN ]; then seen_once=yes; fi
     pause "$POLL_SECONDS"
   done
 }

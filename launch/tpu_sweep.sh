@@ -123,7 +123,7 @@ _show() {  # dry run: cell after cell, slices in turn
 }
 
 parse_flags 'env name dry_run max_restarts allow_uncommitted slices cells delete' "$@"
-[[ "$flag_slices" =~ ^[1-9][0-9]*$ ]] || die "--slices is '$flag_slices'; it must be a number from 1"
+[[ "$flag_slices" =~ ^[1-9][0-9]*$ ]] || die "--slices is '$flag_slices'; it must be 1 or more"
 read_settings PROJECT ZONE BUCKET NAME ACCELERATOR_TYPE RUNTIME_VERSION
 read_study ${rest[@]+"${rest[@]}"}
 require_committed

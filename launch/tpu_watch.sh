@@ -2,7 +2,7 @@
 #
 # specdistill_jax.main ends with 0 (finished), 75 (pre-empted, or a peer was lost: saved, run it
 # again) or another code (an error). A host may also die of a signal, or not answer any more.
-# shellcheck shell=bash disable=SC2034,SC2153,SC2154  # names are shared with the scripts that source this
+# shellcheck shell=bash disable=SC2034,SC2153,SC2154  # names are shared with who sources this
 
 SILENT_POLLS=20  # of hosts that should answer, while gcloud does
 UNEVEN_SECONDS="${SPECDISTILL_UNEVEN_SECONDS:-300}"  # for hosts whose peers have ended
@@ -68,7 +68,7 @@ _watch() {
     else
       case "$(slice_state)" in
         GONE* | LEAVING* | ABSENT*) outcome=taken; return ;;
-        READY*) silent=$((silent + 1)) ;;  # else gcloud is silent too, or the slice is repaired: wait
+        READY*) silent=$((silent + 1)) ;;  # else gcloud is silent too, or repairs are under way
       esac
     fi
     if [ "$running" -gt 0 ]; then _even_out; continue; fi
@@ -149,7 +149,11 @@ run_to_the_end() {
         return "$AGAIN" ;;
       broken)
         if slice_was_taken; then outcome=taken; else broken=$((broken + 1)); fi
-        if [ "$broken" -ge "$TRIES" ]; then tail -n 5 -- "$records/ssh.txt" >&2; return "$AGAIN"; fi ;;
+        if [ "$broken" -ge "$TRIES" ]; then
+          note 'the study cannot be started; what gcloud last said:'
+          tail -n 5 -- "$records/ssh.txt" >&2
+          return "$AGAIN"
+        fi ;;
       died)
         deaths=$((deaths + 1))
         if [ "$deaths" -ge "$TRIES" ]; then _show_failure; return "$failed_code"; fi ;;

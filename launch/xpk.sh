@@ -48,7 +48,8 @@ _submit() {  # name of the workload, further flags of main
   shift
   # exec: the program itself gets the SIGTERM of a pre-emption, not a shell that waits for it.
   command="exec $(quote env PYTHONPATH=. TF_CPP_MIN_LOG_LEVEL=3 \
-    ${RUN_ENVIRONMENT[@]+"${RUN_ENVIRONMENT[@]}"} python -P -m specdistill_jax.main "--config=$config" \
+    ${RUN_ENVIRONMENT[@]+"${RUN_ENVIRONMENT[@]}"} \
+    python -P -m specdistill_jax.main "--config=$config" \
     ${main_flags[@]+"${main_flags[@]}"} "$@")"
   # Of the codes below 127, xpk restarts 42 only; 75 is ours for: saved, run it again.
   _workload create "--workload=$name" "--tpu-type=$ACCELERATOR_TYPE" "--num-slices=$SLICES" \
