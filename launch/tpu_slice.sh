@@ -87,6 +87,8 @@ await_slice() {
   while :; do
     read -r verdict state <<< "$(slice_state)"
     if [ "$state" != "$seen" ]; then note "the slice is $state"; seen="$state"; fi
+    # Once gcloud has answered, a silence is the network's: it comes back.
+    if [ "$verdict" != UNKNOWN ]; then seen_once=yes; fi
     case "$verdict" in
       READY) return ;;
       ABSENT)
@@ -98,8 +100,6 @@ await_slice() {
         delete_slice || true ;;
       UNKNOWN) if [ -z "$seen_once" ]; then _complain 'gcloud does not answer' || return 1; fi ;;
     esac
-    # Once gcloud has answered, a silence is the network's: it comes back.
-    if [ "$verdict" != UNKNOWN ]; then seen_once=yes; fi
     pause "$POLL_SECONDS"
   done
 }

@@ -66,9 +66,7 @@ def test_interrupted_and_taken_up(cloud):
   assert 'running' in cloud.run('tpu_vm.sh', 'status', '--name=mine-s0')
 
   process = cloud.start(*command)
-  log = cloud.repository / 'runs/launch/mine-s0/events.log'
-  while 'following it' not in log.read_text():
-    assert process.poll() is None
+  cloud.wait_for_event('following it', 'mine-s0')
   os.kill(int((cloud.root / 'pids').read_text()), signal.SIGTERM)  # it saves, and ends with 75
   output, _ = process.communicate(timeout=300)
   assert process.returncode == 0, output

@@ -51,10 +51,9 @@ def test_up_creates_sets_up_and_runs_on_every_host(cloud):
   assert questions[0] == [*tpus, 'queued-resources', 'describe', 'mine',
                           '--format=value(state.state)', *stub.AT]
   assert questions[-1] == [*tpus, 'tpu-vm', 'describe', 'mine', '--format=value(state)', *stub.AT]
-  assert cloud.studies() == [
+  assert sorted(cloud.studies(), key=lambda study: study['host']) == [
       dict(host=f'mine-w-{index}', argv=[f'--config={CONFIG}', WORKDIR], env='a b')
-      for index in range(2)] or [study['host'] for study in cloud.studies()] == [
-          'mine-w-1', 'mine-w-0']
+      for index in range(2)]
   assert 'the slice is WAITING_FOR_RESOURCES' in output and 'results are in gs://' in output
   assert 'costs money' in output
   assert 'finished' in (cloud.repository / 'runs/launch/mine/events.log').read_text()
@@ -92,7 +91,8 @@ def test_a_spot_slice_that_is_taken_away_is_asked_for_again(cloud):
   again = ['delete', 'create', 'scp', 'setup', 'start']
   assert cloud.verbs() == again[1:] + again + again
   assert ['--force' in call for call in cloud.calls() if call[4] == 'delete'] == [True, True]
-  assert [study['argv'] for study in cloud.studies()] == [[f'--config={CONFIG}', RULES, WORKDIR]] * 3
+  argv = [f'--config={CONFIG}', RULES, WORKDIR]
+  assert [study['argv'] for study in cloud.studies()] == [argv] * 3
   assert output.count('the slice was taken away; restart') == 2
 
 
@@ -192,8 +192,7 @@ def test_a_connection_that_breaks_starts_nothing_twice(cloud, faults, studies):
   cloud.tell('mine-w-0', 'hang')
   process = cloud.start('tpu_vm.sh', 'run', CONFIG)
   cloud.wait_for_studies(1)
-  while 'hosts run' not in (cloud.repository / 'runs/launch/mine/events.log').read_text():
-    assert process.poll() is None
+  cloud.wait_for_event('hosts run')
   cloud.end()
   process.communicate(timeout=300)
   assert [study['host'] for study in cloud.studies()] == ['mine-w-0'] * (studies + 1)
@@ -203,8 +202,7 @@ def test_interrupted_taken_up_and_stopped(cloud):
   cloud.tell('mine-w-0', 'hang', '0')
   process = cloud.start('tpu_vm.sh', 'up', CONFIG)
   cloud.wait_for_studies(1)
-  while 'hosts run' not in (cloud.repository / 'runs/launch/mine/events.log').read_text():
-    pass
+  cloud.wait_for_event('hosts run')
   assert 'another tpu_vm.sh' in cloud.run('tpu_vm.sh', 'up', CONFIG, code=2)
   os.killpg(process.pid, signal.SIGINT)  # Ctrl-C, which its gcloud gets as well
   output, _ = process.communicate(timeout=300)
@@ -214,8 +212,7 @@ def test_interrupted_taken_up_and_stopped(cloud):
   assert 'another command' in cloud.run('tpu_vm.sh', 'run', CONFIG, RULES, code=69)
   assert 'stop it before' in cloud.run('tpu_vm.sh', 'setup', code=69)
   process = cloud.start('tpu_vm.sh', 'up', CONFIG)
-  while 'following it' not in (cloud.repository / 'runs/launch/mine/events.log').read_text():
-    assert process.poll() is None
+  cloud.wait_for_event('following it')
   assert 'stopped:75' in cloud.run('tpu_vm.sh', 'stop')
   output, _ = process.communicate(timeout=300)
   assert process.returncode == 75 and 'stopped' in output  # and not restarted

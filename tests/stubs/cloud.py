@@ -1,4 +1,4 @@
-"""The launch scripts in a repository of their own, before a stubbed cloud: see gcloud.py, study.py."""
+"""The launch scripts in a repository of their own, before a cloud that gcloud.py plays."""
 
 import dataclasses
 import json
@@ -16,7 +16,9 @@ SETTINGS = dict(
     ACCELERATOR_TYPE='v5litepod-16', RUNTIME_VERSION='v2-alpha-tpuv5-lite', XPK_CLUSTER='pond',
     DOCKER_IMAGE='image')
 AT = ['--project=proj', '--zone=us-west4-a', '--quiet']
-ENVIRONMENT = f'mkdir -p "$home/code/.venv/bin"; ln -sf {sys.executable} "$home/code/.venv/bin/python"\n'
+ENVIRONMENT = f"""mkdir -p "$home/code/.venv/bin"
+ln -sf {sys.executable} "$home/code/.venv/bin/python"
+"""
 
 
 def _script(path, text):
@@ -79,10 +81,17 @@ class Cloud:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
   def wait_for_studies(self, number):
+    self._wait(lambda: len(self.studies()) >= number)
+
+  def wait_for_event(self, words, name='mine'):
+    log = self.repository / 'runs' / 'launch' / name / 'events.log'
+    self._wait(lambda: log.exists() and words in log.read_text())
+
+  def _wait(self, come_true):
     deadline = time.monotonic() + 120
-    while len(self.studies()) < number:
-      assert time.monotonic() < deadline, f'{len(self.studies())} studies began'
-      time.sleep(0.02)
+    while not come_true():
+      assert time.monotonic() < deadline, self.studies()
+      time.sleep(0.05)
 
   def end(self):
     pids = self.root / 'pids'
