@@ -19,9 +19,10 @@ host="$(hostname)"
 
 boot_id() { cat /proc/sys/kernel/random/boot_id 2>/dev/null || echo none; }
 
-alive() {  # a pid of before a reboot is nobody's
+alive() {  # or about to be; a pid of before a reboot is nobody's
   local boot pid
-  [ -e "$last/pid" ] && [ ! -e "$last/exit" ] || return 1
+  [ -e "$last" ] && [ ! -e "$last/exit" ] || return 1
+  if [ ! -e "$last/pid" ]; then [ -n "$(find "$last/" -maxdepth 0 -mmin -1)" ]; return; fi
   read -r boot pid < "$last/pid"
   [ "$boot" = "$(boot_id)" ] && kill -0 "$pid" 2>/dev/null
 }
@@ -60,7 +61,8 @@ supervise() {  # token, variables, --, flags of main
   trap : TERM
   env ${variables[@]+"${variables[@]}"} .venv/bin/python -P -m specdistill_jax.main "$@" &
   pid=$!
-  printf '%s %s\n' "$(boot_id)" "$pid" > "$directory/pid"
+  printf '%s %s\n' "$(boot_id)" "$pid" > "$directory/pid.part"
+  mv -- "$directory/pid.part" "$directory/pid"
   while :; do
     wait "$pid"
     code=$?
@@ -72,7 +74,7 @@ supervise() {  # token, variables, --, flags of main
 
 signal() {  # TERM: the program saves and ends. KILL: it ends
   local pid
-  if alive; then read -r _ pid < "$last/pid"; kill -s "$1" "$pid"; fi
+  if alive && [ -e "$last/pid" ]; then read -r _ pid < "$last/pid"; kill -s "$1" "$pid"; fi
   report
 }
 

@@ -47,7 +47,8 @@ _even_out() {
 
 _verdict() {  # all hosts have ended; an error counts only on a slice that stands
   if [ "$stopped" -gt 0 ]; then echo stopped
-  elif [ "$failed" -gt 0 ]; then if slice_was_taken; then echo taken; else echo failed; fi
+  elif [ "$((failed + died))" -gt 0 ] && slice_was_taken; then echo taken
+  elif [ "$failed" -gt 0 ]; then echo failed
   elif [ "$died" -gt 0 ]; then echo died
   elif [ "$again" -gt 0 ]; then echo again
   else echo finished
@@ -123,7 +124,7 @@ _attempt() {  # words of `start`: sets up if need be, starts or takes up, follow
 
 _show_failure() {
   note "$failed_host ended with code $failed_code; its last lines:"
-  on_hosts all tail 40 "$failed_host" 2> /dev/null >&2 || true
+  on_hosts all tail 40 "$failed_host" >&2 2> /dev/null || true
 }
 
 # Attempt after attempt, until the study ends or there is no hope. Whether the slice may be asked

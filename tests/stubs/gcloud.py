@@ -10,8 +10,6 @@ command ran, or after it).
 import json
 import os
 import pathlib
-import shutil
-import subprocess
 import sys
 
 CLOUD = pathlib.Path(os.environ['STUB_CLOUD'])
@@ -69,6 +67,7 @@ def ssh(node, flags):
   if fault == 'before' or not reached:
     fail('[/usr/bin/ssh] exited with return code [255].', 255)
   code = 0
+  import subprocess
   for home in reached:
     print(f'SSH: Attempting to connect to worker {home.name}...', file=sys.stderr)
     environment = dict(os.environ, HOME=str(home), STUB_HOST=home.name)
@@ -80,6 +79,7 @@ def ssh(node, flags):
 
 
 def scp(source, node):
+  import shutil
   for home in homes(node, 'all'):
     shutil.copytree(source, home / pathlib.Path(source).name, dirs_exist_ok=True)
 
@@ -101,6 +101,7 @@ def main(argv):
     case ['queued-resources', 'delete', name]:
       if not (CLOUD / 'slices' / name).exists():
         fail('NOT_FOUND: Resource was not found.')
+      import shutil
       shutil.rmtree(CLOUD / 'slices' / name)
     case ['tpu-vm', 'ssh', node]:
       ssh(node, flags)
