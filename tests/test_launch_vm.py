@@ -194,7 +194,8 @@ def test_a_connection_that_breaks_starts_nothing_twice(cloud, faults):
   cloud.wait_for_studies(1)
   cloud.wait_for_event('hosts run')
   cloud.end()
-  process.communicate(timeout=300)
+  output, _ = process.communicate(timeout=300)
+  assert 'mine-w-0 died of signal 9' in output  # the one that was started, and no second one's 0
   assert [study['host'] for study in cloud.studies()] == ['mine-w-0'] * 2  # killed, run again
 
 
