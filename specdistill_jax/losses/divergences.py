@@ -86,12 +86,16 @@ def acceptance_nll(student_logits: Logits, teacher_logits: TeacherLogits) -> Per
 
 
 def lk_hybrid(student_logits: Logits, teacher_logits: TeacherLogits, *, eta: float = 3.0,
-              mask_bt: Float[Array, 'b t'] | None = None) -> PerToken:
+              mask_bt: Float[Array, 'b t'] | None = None,
+              mean_acceptance: Float[Array, ''] | float | None = None) -> PerToken:
   """weight * forward KL + (1 - weight) * TVD, weight = exp(-eta * mean acceptance) (LK, Eq. 4).
 
-  One weight for the whole call, from the acceptance averaged over the positions where
-  `mask_bt` is 1 (all of them without a mask), without gradient. Call it once for each draft
-  position of a multi-position drafter.
+  One weight for the whole call, without gradient. Call it once for each draft position of a
+  multi-position drafter.
+
+  Args:
+    mean_acceptance: over all tokens of the batch, where this call sees a part of them. None: of
+      the positions where `mask_bt` is 1 (all of them without a mask).
 
   Raises:
     ValueError: eta is negative.
@@ -99,9 +103,10 @@ def lk_hybrid(student_logits: Logits, teacher_logits: TeacherLogits, *, eta: flo
   if eta < 0:
     raise ValueError(f'lk_hybrid: eta is {eta}, and must be at least 0')
   distance = tvd(student_logits, teacher_logits)
-  mask_bt = jnp.ones_like(distance) if mask_bt is None else mask_bt.astype(jnp.float32)
-  mean_acceptance = (jnp.sum(jnp.where(mask_bt > 0, 1 - distance, 0.) * mask_bt)
-                     / jnp.maximum(jnp.sum(mask_bt), 1e-8))
+  if mean_acceptance is None:
+    mask_bt = jnp.ones_like(distance) if mask_bt is None else mask_bt.astype(jnp.float32)
+    mean_acceptance = (jnp.sum(jnp.where(mask_bt > 0, 1 - distance, 0.) * mask_bt)
+                       / jnp.maximum(jnp.sum(mask_bt), 1e-8))
   weight = jax.lax.stop_gradient(jnp.exp(-eta * mean_acceptance))
   return weight * forward_kl(student_logits, teacher_logits) + (1 - weight) * distance
 
