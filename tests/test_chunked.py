@@ -200,7 +200,7 @@ def temporaries(name, chunk):
   return compiled(name, chunk).memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize('name', ['forward_kl', 'lk_hybrid'])
+@pytest.mark.parametrize('name', ['jsd', 'lk_hybrid'])
 def test_memory_is_that_of_a_chunk(name):
   assert temporaries(name, 4) < temporaries('forward_kl', None) / 4
   assert temporaries(name, 4) < 1.1 * temporaries('forward_kl', 4)
