@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.distill.train.update(
       steps=300_000, batch_size=1024, optimizer='adafactor', learning_rate=3e-4,
       warmup_steps=5_000, schedule='plateau_cosine', weights_dtype='bfloat16', remat='full',
-      log_every=100, eval_every=10_000, checkpoint_every=10_000)
+      head_chunk=16, log_every=100, eval_every=10_000, checkpoint_every=10_000)
   config.evaluate.update(gammas=(3, 5, 7), max_new_tokens=56, num_prompts=500,
                          topology='v5e:2x2')
   config.evaluate.mesh.tensor = -1

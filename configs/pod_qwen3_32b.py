@@ -39,7 +39,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.distill.rollout.max_new_tokens = 256
   config.distill.train.update(
       steps=10_000, batch_size=32, learning_rate=1e-4, warmup_steps=500,
-      weights_dtype='bfloat16', remat='full', eval_every=1_000, checkpoint_every=1_000)
+      weights_dtype='bfloat16', remat='full', head_chunk=256, eval_every=1_000,
+      checkpoint_every=1_000)
   config.evaluate.update(gammas=(3, 5), max_new_tokens=256, num_prompts=80,
                          topology='v4:2x2x2')
   config.evaluate.mesh.tensor = -1

@@ -29,7 +29,8 @@ LAYOUTS = {
     'replicated': {},
 }
 DEFAULT_LAYOUT = 'sharded'
-ACTIVATIONS = dict(b=('data', 'fsdp'), **_HEADS)
+ROWS = ('data', 'fsdp')
+ACTIVATIONS = dict(b=ROWS, **_HEADS)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1,
@@ -111,8 +112,35 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
+  # Under `over_rows` a device has its own rows already.
+  rules = _HEADS if set(ROWS) <= set(mesh.manual_axes) else ACTIVATIONS
   return jax.lax.with_sharding_constraint(
-      x, PartitionSpec(*_fitted(letters, x.shape, ACTIVATIONS, mesh)))
+      x, PartitionSpec(*_fitted(letters, x.shape, rules, mesh)))
+
+
+def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+  """`function(whole, rows) -> (sums, of_rows)`, with each device at its own rows alone.
+
+  Left to the compiler, a loop over parts of the rows gathers its weights and adds up their
+  gradients over the devices in each turn. So both happen once, outside: `whole` is what all
+  devices need, `sums` what is added over them. Without a mesh in context, and where the rows
+  don't divide, it is the function itself.
+  """
+  def spread(whole, rows):
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else rows_per_step(mesh)
+    if ways == 1 or jax.tree.leaves(rows)[0].shape[0] % ways:
+      return function(whole, rows)
+
+    def local(whole, rows):
+      sums, of_rows = function(whole, rows)
+      return jax.lax.psum(sums, ROWS), of_rows
+
+    return jax.shard_map(
+        local, in_specs=(PartitionSpec(), PartitionSpec(ROWS)),
+        out_specs=(PartitionSpec(), PartitionSpec(ROWS)), axis_names=set(ROWS),
+        check_vma=False)(whole, rows)
+  return spread
 
 
 def is_matrix(path: tuple[Any, ...]) -> bool:

@@ -164,7 +164,8 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
     # device never waits for the host; only evaluation and checkpoints wait for both.
     held_out = heldout.HeldOut(
         workdir / 'data', mesh, batch_size=settings.batch_size, seed=config.seed,
-        teacher=run.teacher, max_new_tokens=run.held_out_tokens)
+        teacher=run.teacher, max_new_tokens=run.held_out_tokens,
+        head_chunk=settings.head_chunk)
     with writer_lib.Writer(workdir, run.stage, run.name, first_step=first,
                            steps=settings.steps) as writer:
       meter, late = writer_lib.Meter(), None
