@@ -64,7 +64,8 @@ def checkpoint(workdir, name, config):
   abstract = jax.eval_shape(lambda: decoder.init(model_config, jax.random.key(0)))
   opt_state = jax.eval_shape(state_lib.optimizer(config.distill.train).init, abstract)
   with store.Store(directory) as checkpoints:
-    return checkpoints.restore(abstract, opt_state, sharding.make_mesh())
+    step = checkpoints.latest_step()
+    return (step, *checkpoints.restore(step, abstract, opt_state, sharding.make_mesh()))
 
 
 def test_training_lowers_the_loss_and_leaves_a_model(trained):
