@@ -251,8 +251,7 @@ def _is_sentence(error: BaseException) -> bool:
 def _profiled(steps: Sequence[str] | None) -> tuple[int, int] | None:
   if steps is None:
     return None
-  if len(steps) != 2 or not all(step.isdecimal() for step in steps) or not (
-      1 <= int(steps[0]) <= int(steps[1])):
+  if len(steps) != 2 or not all(step.isdecimal() for step in steps):
     raise ValueError(f'--profile_steps is {",".join(steps)!r}; give the first and the last step, '
                      'as in 10,15')
   return int(steps[0]), int(steps[1])
@@ -309,6 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if values.workdir is None:
       raise ValueError('--workdir is missing; give the directory of the study, as in '
                        '--workdir=runs/quickstart')
+    _profiled(values.profile_steps)
     cluster = processes.cluster(values.distributed, processes.Cluster(
         values.coordinator_address, values.num_processes, values.process_id,
         values.heartbeat_seconds))

@@ -169,8 +169,10 @@ def tell(key: str, value: str) -> None:
 
 def look(key: str) -> str | None:
   """A value that some process has left; None if none has."""
+  if (client := _state().client) is None:  # it has left
+    return None
   try:
-    return _state().client.key_value_try_get(key)
+    return client.key_value_try_get(key)
   except Exception as error:  # of JAX; its class is not public
     if 'NOT_FOUND' in str(error):
       return None

@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -61,12 +62,20 @@ def start(workdir: pathlib.Path, stages: str, cache: pathlib.Path) -> int:
     os._exit(status)
 
 
+def prepare(folder: pathlib.Path) -> None:
+  """What every study begins with. In a fork: its threads would not survive later forks."""
+  child = os.fork()
+  if child == 0:
+    studies.write_data(folder / 'prepared')
+    os._exit(0)
+  assert os.waitpid(child, 0)[1] == 0
+  (folder / 'prepared' / 'done').mkdir()
+  (folder / 'prepared' / 'done' / 'prepare.json').write_text('{}')
+
+
 def study(workdir: pathlib.Path) -> pathlib.Path:
   """A workdir with prepared data."""
-  studies.write_data(workdir)
-  (workdir / 'done').mkdir()
-  (workdir / 'done' / 'prepare.json').write_text('{}')
-  return workdir
+  return shutil.copytree(workdir.with_name('prepared'), workdir)
 
 
 def ended(child: int) -> int | None:
@@ -82,7 +91,7 @@ def alone(folder: pathlib.Path, stages: str, cache: pathlib.Path) -> tuple[pathl
     begun = time.monotonic()
     _, status = os.waitpid(start(workdir, stages, cache), 0)
     if status:
-      raise RuntimeError((workdir / 'output').read_text())
+      raise RuntimeError(f'status {status}\n' + (workdir / 'output').read_text())
   return workdir, time.monotonic() - begun
 
 
@@ -91,12 +100,12 @@ def killed(folder: pathlib.Path, stages: str, cache: pathlib.Path, seconds: floa
   """Studies that were killed `kills` times in all, each then finished."""
   workdirs, done, fresh = [], 0, True
   while done < kills or not fresh:
+    whole = fresh
     if fresh:
       workdirs.append(study(folder / f'killed-{len(workdirs)}'))
-      fresh = False
     workdir = workdirs[-1]
-    child = start(workdir, stages, cache)
-    deadline = time.monotonic() + rng.uniform(0.1, 1.0) * seconds
+    child, begun = start(workdir, stages, cache), time.monotonic()
+    deadline = begun + rng.uniform(0.1, 1.0) * seconds
     status = None
     while status is None and (done >= kills or time.monotonic() < deadline):
       time.sleep(0.002)
@@ -105,15 +114,17 @@ def killed(folder: pathlib.Path, stages: str, cache: pathlib.Path, seconds: floa
       os.kill(child, signal.SIGTERM if ask else signal.SIGKILL)
       status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
       # Before the command has taken over SIGTERM, it ends as any process does.
-      assert not ask or status in (0, 75, -signal.SIGTERM), (status, workdir)
+      assert status in ((0, 75, -signal.SIGTERM) if ask else (0, -signal.SIGKILL)), status
+    fresh = status == 0
+    if status > 0 and status != 75:
+      raise RuntimeError((workdir / 'output').read_text())
+    if fresh and whole:
+      seconds = min(seconds, time.monotonic() - begun)  # the machine may be busier by turns
+    if not fresh:
       done += 1
       saving = bool(list(workdir.glob('**/*.orbax-checkpoint-tmp*')))
       say(f'kill {done}: status {status}, study {len(workdirs)}, newest step {newest(workdir)}'
           f'{", while saving" if saving else ""}')
-    elif status:
-      raise RuntimeError((workdir / 'output').read_text())
-    else:
-      fresh = True
   return workdirs
 
 
@@ -164,6 +175,7 @@ def _main() -> None:
   asked = parser.parse_args()
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
+    prepare(folder)
     reference, seconds = alone(folder, asked.stages, folder / 'cache')
     print(f'a study takes {seconds:.1f} s', flush=True)
     workdirs = killed(folder, asked.stages, folder / 'cache', seconds, asked.kills,

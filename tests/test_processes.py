@@ -1,5 +1,6 @@
 """Starting as one process or many: flags, detection, and how a child's end is told."""
 
+import faulthandler
 import os
 import signal
 import time
@@ -73,6 +74,7 @@ def supervised(program):
   """Exit status of `supervised`, in a fork of its own: it changes signal handlers."""
   child = os.fork()
   if child == 0:
+    faulthandler.disable()  # a deliberate abort is not worth its pages
     os._exit(processes.supervised(program))
   return child
 

@@ -85,7 +85,7 @@ class Store:
     return processes.agree('newest checkpoint', self._newest)
 
   def _newest(self):
-    for step in sorted(self._manager.all_steps(read=True), reverse=True):
+    for step in sorted(ocp.utils.checkpoint_steps(self._folder), reverse=True):
       fault = digests.fault(self._folder / str(step))
       if fault is None:
         return step
@@ -192,7 +192,7 @@ def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
       init(config, jax.random.key(0)), weights_dtype)), mesh, layout)
   readers = {device.process_index for device in mesh.devices.flat}
   options = ocp.CheckpointManagerOptions(
-      read_only=True, create=False, multiprocessing_options=ocp.options.MultiprocessingOptions(
+      create=False, multiprocessing_options=ocp.options.MultiprocessingOptions(
           primary_host=min(readers), active_processes=readers,
           barrier_sync_key_prefix=f'of{min(readers)}to{max(readers)}'))
   folder = (directory / 'checkpoints').absolute()
