@@ -170,12 +170,12 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_it_restored(
 
 def test_model_is_loaded_from_the_newest_checkpoint_whose_parameters_are_sound(tmp_path):
   _, _, files = two_checkpoints(tmp_path)
-  next(flip(path) for path in files if 'optimizer' in path.parts and path.stat().st_size > 9)
+  flip(next(path for path in files if 'optimizer' in path.parts))
   newest = store.load_model(tmp_path)
-  next(flip(path) for path in files if 'params' in path.parts and path.stat().st_size > 9)
+  flip(next(path for path in files if 'params' in path.parts))
   older = store.load_model(tmp_path)
-  difference = jax.tree.map(lambda x, y: np.round(np.max(x - y), 3), newest.module, older.module)
-  assert set(jax.tree.leaves(difference)) == {1.0}
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x - y, 1.0, atol=1e-6), newest.module,
+               older.module)
 
 
 def test_damaged_step_can_be_saved_again(tmp_path):

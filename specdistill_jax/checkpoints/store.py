@@ -82,7 +82,9 @@ class Store:
     Damaged ones are named in a warning and put aside, so that their step can be saved again.
     """
     self.wait()
-    return processes.agree('newest checkpoint', self._newest)
+    step = processes.agree('newest checkpoint', self._newest)
+    self._manager.reload()
+    return step
 
   def _newest(self):
     for step in sorted(ocp.utils.checkpoint_steps(self._folder), reverse=True):
@@ -123,7 +125,6 @@ class Store:
     """
     params, opt_state = (
         _abstract(params, mesh, layout), _abstract(opt_state, mesh, layout))
-    self._manager.reload()  # one may have been put aside by another process
     restored = self._manager.restore(step, args=ocp.args.Composite(
         params=ocp.args.StandardRestore(_by_name(params)),
         optimizer=ocp.args.StandardRestore(_by_name(opt_state)),

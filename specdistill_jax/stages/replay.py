@@ -93,7 +93,7 @@ def _explain(ready: runs.Ready, state, batch) -> None:
     loss, tokens, grads = look(state.params, ready.teacher, batch, row)
     faults = _faults(grads)
     is_sound = np.isfinite(float(loss)) and not faults
-    print(f'row {row}: loss {float(loss):.6g} over {int(tokens)} tokens'
+    print(f'row {row}: loss {float(loss):.6g} over {float(tokens):g} tokens'
           + ('' if is_sound else f'; gradient not finite in {faults or "no parameter"}'))
     if first_fault is None and not is_sound:
       first_fault = row, faults
