@@ -4,6 +4,11 @@
   python -m specdistill_jax.main --config=... --workdir=W --stages=distill,evaluate
   python -m specdistill_jax.main --config=... --workdir=W --config.distill.objective=reverse_kl
   python -m specdistill_jax.main --config=... --workdir=W --stages=report --max_quality_drop=0.01
+  python -m specdistill_jax.main --config=... --workdir=W --replay=step_123
+
+The same command on every host of a TPU slice, or of a SLURM job, is one run on all of them.
+Exit status: 0 done; 2 after one `error:` line about what must be changed; 75 stopped with all
+saved, by SIGTERM, a maintenance notice or the loss of a host: the same command goes on.
 
 `run` is the same from a notebook. Stages and JAX are imported when they are needed, so that a
 misspelt flag is answered at once.
@@ -11,6 +16,7 @@ misspelt flag is answered at once.
 
 from collections.abc import Sequence
 import difflib
+import functools
 import importlib
 import importlib.util
 import os
@@ -24,6 +30,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
+from specdistill_jax import processes
 from specdistill_jax.stages import checks
 from specdistill_jax.stages import workdirs
 
@@ -65,6 +72,9 @@ def _check_stages(config: ml_collections.ConfigDict, workdir: pathlib.Path,
 
 
 def _run_stage(stage: str, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Training stages run on all processes; the others on the first, while the rest wait."""
+  if stage not in ('target', 'draft', 'distill') and not processes.is_first():
+    return
   if stage in ('target', 'draft'):
     train = importlib.import_module('specdistill_jax.stages.train')
     train.run(config, workdir, which=stage)
@@ -102,21 +112,42 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str],
   for stage in stages:
     path = workdirs.done_path(workdir, stage)
     # A report takes seconds, and may be asked another question of the same rows.
-    if path.exists() and stage != 'report':
-      print(f'[{stage}] already done; delete {path} to run it again', flush=True)
+    if stage != 'report' and processes.agree(f'{stage} is done', path.exists):
+      processes.say(f'[{stage}] already done; delete {path} to run it again')
       continue
-    print(f'[{stage}]', flush=True)
+    processes.say(f'[{stage}]')
     stage_started = time.perf_counter()
     _run_stage(stage, config, workdir)
+    processes.meet(f'end of {stage}')
     seconds[stage] = time.perf_counter() - stage_started
-    workdirs.write_atomically(path, dict(stage=stage, wall_seconds=round(seconds[stage], 3)))
-    print(f'[{stage}] {seconds[stage]:.1f} s', flush=True)
-  if 'report' in stages:
+    if processes.is_first():
+      workdirs.write_atomically(path, dict(stage=stage, wall_seconds=round(seconds[stage], 3)))
+    processes.say(f'[{stage}] {seconds[stage]:.1f} s')
+  if 'report' in stages and processes.is_first():
     importlib.import_module('specdistill_jax.stages.report').show(config, workdir)
   each = ', '.join(f'{stage} {spent:.1f} s' for stage, spent in seconds.items())
   total = time.perf_counter() - started
-  print(f'total wall time {total:.1f} s ({each or "nothing left to do"})', flush=True)
+  processes.say(f'total wall time {total:.1f} s ({each or "nothing left to do"})')
   return seconds
+
+
+def replay(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], step: str) -> None:
+  """Repeats a step that was not finite, and prints which row and parameter were so first.
+
+  Args:
+    step: `step_123`, or the path of the batch that training kept.
+  """
+  workdir = pathlib.Path(workdir)
+  checks.check(config)
+  workdirs.check(config, workdir)
+  module = importlib.import_module('specdistill_jax.stages.replay')
+  path, about = module.find(workdir, step)
+  fit = functools.partial(module.fit, path=path, about=about)
+  if about['stage'] == 'distill':
+    importlib.import_module('specdistill_jax.stages.distill').run(config, workdir, fit=fit)
+  else:
+    importlib.import_module('specdistill_jax.stages.train').run(
+        config, workdir, about['stage'], fit=fit)
 
 
 def quickstart(workdir: str | os.PathLike[str]) -> dict[str, float]:
@@ -177,6 +208,18 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
   flags.DEFINE_float('max_quality_drop', None, "Share of the target's quality that may be spent "
                      'on speed: the report names the fastest setting within it. Short for '
                      '--config.evaluate.max_quality_drop.', flag_values=values)
+  flags.DEFINE_string('replay', None, 'Look again at a step that was not finite: step_123, or '
+                      'the path of its batch.', flag_values=values)
+  flags.DEFINE_list('profile_steps', None, 'Trace these steps, first and last, as in 10,15, '
+                    'into the workdir\'s folder profile.', flag_values=values)
+  flags.DEFINE_enum('distributed', 'auto', processes.MODES, 'Several processes: auto joins the '
+                    'ones that JAX detects (Cloud TPU, GKE, SLURM), explicit those that the '
+                    'next flags name.', flag_values=values)
+  flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0.', flag_values=values)
+  flags.DEFINE_integer('num_processes', None, 'Of the run.', flag_values=values)
+  flags.DEFINE_integer('process_id', None, 'Of this one, from 0.', flag_values=values)
+  flags.DEFINE_integer('heartbeat_seconds', 30, 'A process that was silent for so long is taken '
+                       'for dead.', flag_values=values)
   if '--help' in argv:
     print(f'{__doc__}\nflags:\n{values.get_help()}')
     return None
@@ -216,8 +259,58 @@ def _is_sentence(error: BaseException) -> bool:
   return ours and (innermost.line or '').startswith('raise ')
 
 
+def _profiled(steps: Sequence[str] | None) -> tuple[int, int] | None:
+  if steps is None:
+    return None
+  if len(steps) != 2 or not all(step.isdecimal() for step in steps):
+    raise ValueError(f'--profile_steps is {",".join(steps)!r}; give the first and the last step, '
+                     'as in 10,15')
+  return int(steps[0]), int(steps[1])
+
+
+def _study(values: flags.FlagValues) -> None:
+  """What the flags ask for, in this process."""
+  if steps := _profiled(values.profile_steps):
+    importlib.import_module('specdistill_jax.training.profiling').request(*steps)
+  if values.replay is not None:
+    replay(values.config, values.workdir, values.replay)
+  else:
+    run(values.config, values.workdir, values.stages)
+
+
+def _program(values: flags.FlagValues, cluster: processes.Cluster | None) -> int:
+  """The exit status of the study, as one of the processes of `cluster`, or alone."""
+  preemption = importlib.import_module('specdistill_jax.training.preemption')
+  try:
+    if cluster is not None:
+      processes.join(cluster)
+    preemption.watch(second_ends=cluster is None)
+    _study(values)
+    processes.leave()
+  except preemption.Stopped as stopped:
+    processes.leave()
+    processes.say(f'stopped and saved: {stopped}; exit status {processes.EXIT_AGAIN}: the same '
+                  'command goes on')
+    return processes.EXIT_AGAIN
+  except Exception as error:  # told apart below; the unexpected goes on with its traceback
+    if processes.is_lost_peer(error):
+      print(f'error: lost another process of this run ({" ".join(str(error).split())[:300]}); '
+            f'exit status {processes.EXIT_AGAIN}: run the same command on all hosts again, and '
+            'it goes on from the last checkpoint', file=sys.stderr, flush=True)
+      return processes.EXIT_AGAIN
+    if not _is_sentence(error):
+      raise
+    return _refuse(error)
+  return 0
+
+
+def _refuse(error: BaseException) -> int:
+  print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
+  return 2
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-  """The command. Returns the exit status: 0, or 2 after printing one `error:` line."""
+  """The command. Returns the exit status: 0, 2 after printing one `error:` line, or 75."""
   argv = list(sys.argv if argv is None else argv)
   try:
     values = _parse(argv)
@@ -226,13 +319,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if values.workdir is None:
       raise ValueError('--workdir is missing; give the directory of the study, as in '
                        '--workdir=runs/quickstart')
-    run(values.config, values.workdir, values.stages)
-  except Exception as error:  # told apart below; the unexpected goes on with its traceback
+    _profiled(values.profile_steps)
+    cluster = processes.cluster(values.distributed, processes.Cluster(
+        values.coordinator_address, values.num_processes, values.process_id,
+        values.heartbeat_seconds))
+  except Exception as error:
     if not _is_sentence(error):
       raise
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
-    return 2
-  return 0
+    return _refuse(error)
+  program = functools.partial(_program, values, cluster)
+  return program() if cluster is None else processes.supervised(program)
 
 
 if __name__ == '__main__':

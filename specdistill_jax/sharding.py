@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -157,6 +158,42 @@ def matrices_in(tree: Any, dtype: Any) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows of a batch, spread over data and fsdp: both hold different rows."""
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """Rows of a batch that this process's devices hold, ascending; all rows on one process.
+
+  Two processes hold the same rows where a mesh axis that doesn't spread rows spans both.
+  """
+  held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  every = np.arange(batch_size)
+  return np.unique(np.concatenate([every[index] for index in held.values()]))
+
+
+def put_rows(tree: Any, mesh: Mesh, batch_size: int) -> Any:
+  """`local_rows` of a batch, as host arrays `[b / processes, ...]`, to the global batch."""
+  held, layout = local_rows(mesh, batch_size), batch_sharding(mesh)
+  def put(local):
+    def piece(index):
+      rows = np.arange(batch_size)[index[0]]
+      return local[(np.searchsorted(held, rows), *index[1:])]
+    return jax.make_array_from_callback((batch_size, *local.shape[1:]), layout, piece)
+  return jax.tree.map(put, tree)
+
+
+def put(tree: Any, layout: NamedSharding) -> Any:
+  """Host arrays, the same in every process, laid out; unlike device_put compares nothing."""
+  return jax.tree.map(lambda x: jax.make_array_from_callback(
+      np.shape(x), layout, lambda index: np.asarray(x)[index]), tree)
+
+
+def fetch(tree: Any) -> Any:
+  """To host arrays, whole in every process, wherever the pieces are; all processes call it."""
+  def whole(x):
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+      return multihost_utils.process_allgather(x, tiled=True)
+    return x
+  return jax.device_get(jax.tree.map(whole, tree))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -127,6 +127,8 @@ def command(capsys, *arguments) -> tuple[int, str, str]:
     ([QUICKSTART, '--workdir=W', '--config.distill.beta=half'], ['half']),
     ([QUICKSTART, '--workdir=W', '--workdri=V'], ['workdri']),
     ([QUICKSTART, '--workdir=W', 'distill'], ["'distill' is no flag"]),
+    ([QUICKSTART, '--workdir=W', '--profile_steps=15'], ['--profile_steps', '10,15']),
+    ([QUICKSTART, '--workdir=W', '--num_processes=2'], ['--coordinator_address', 'missing']),
     ([QUICKSTART, '--workdir=W', '--stages=evaluate'], ["'evaluate' needs", 'prepare']),
 ])
 def test_mistakes_end_in_one_line_and_status_2(capsys, tmp_path, monkeypatch, arguments, words):
@@ -137,6 +139,12 @@ def test_mistakes_end_in_one_line_and_status_2(capsys, tmp_path, monkeypatch, ar
   for word in words:
     assert word in err
   assert not list(tmp_path.iterdir())
+
+
+def test_a_workdir_that_cannot_be_written_ends_in_one_line(capsys, tmp_path, ran):
+  (tmp_path / 'file').write_text('mine')
+  status, _, err = command(capsys, QUICKSTART, f'--workdir={tmp_path / "file" / "w"}')
+  assert status == 2 and err.count('\n') == 1 and "can't be written: Not a directory" in err
 
 
 def test_overrides_and_config_argument_reach_the_study(capsys, tmp_path, ran):

@@ -68,7 +68,7 @@ class HeldOut:
     overlap = objectives.Objective('tvd', normalisation='token')
     totals = _losses(overlap, student.module, self._teacher.module, self._continued,
                      chunk=self._chunk)
-    stats = jax.device_get(api.speculate(
+    stats = sharding.fetch(api.speculate(
         self._teacher, student, self._prompts, gamma=GAMMA, temperature=TEMPERATURE,
         max_new_tokens=self._max_new_tokens, key=self._key).stats)
     reached_g, accepted_g = stats.reached_bg.sum(0), stats.accepted_bg.sum(0)
@@ -80,7 +80,7 @@ class HeldOut:
             for accepted, reached in zip(accepted_g, reached_g)])
 
   def _continue_prompts(self) -> structs.Batch:
-    generated = jax.device_get(api.generate(
+    generated = sharding.fetch(api.generate(
         self._teacher, self._prompts, max_new_tokens=self._max_new_tokens,
         temperature=TEMPERATURE, key=self._key))
     rows = []
@@ -95,7 +95,7 @@ class HeldOut:
   def _put(self, batch):
     fits = batch.tokens_bt.shape[0] % sharding.rows_per_step(self._mesh) == 0
     layout = sharding.batch_sharding if fits else sharding.replicated
-    return jax.device_put(batch, layout(self._mesh))
+    return sharding.put(batch, layout(self._mesh))
 
 
 def rollout_seconds(student: Any, batch: structs.Batch, key: jax.Array,
