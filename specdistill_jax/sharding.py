@@ -124,8 +124,9 @@ def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
 
   Left to the compiler, a loop over parts of the rows gathers its weights and adds up their
   gradients over the devices in each turn. So both happen once, outside: `whole` is what all
-  devices need, `sums` what is added over them. Without a mesh in context, and where the rows
-  don't divide, it is the function itself.
+  devices need, `sums` what is added over them; a sum stays spread over fsdp by its last axis,
+  as gradients of `_vd` are. Without a mesh in context, and where the rows don't divide, it is
+  the function itself.
   """
   def spread(whole, rows):
     mesh = jax.sharding.get_abstract_mesh()
@@ -133,14 +134,26 @@ def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     if ways == 1 or jax.tree.leaves(rows)[0].shape[0] % ways:
       return function(whole, rows)
 
+    def layout(x):
+      scattered = x.ndim and x.shape[-1] % mesh.shape['fsdp'] == 0
+      return PartitionSpec(*[None] * (x.ndim - 1), 'fsdp') if scattered else PartitionSpec()
+
+    def add_up(x, spec):
+      if 'fsdp' not in spec:
+        return jax.lax.psum(x, ROWS)
+      x = jax.lax.psum_scatter(x, 'fsdp', scatter_dimension=x.ndim - 1, tiled=True)
+      return jax.lax.psum(x, 'data')
+
+    layouts = jax.tree.map(layout, jax.eval_shape(function, whole, rows)[0])
+
     def local(whole, rows):
       sums, of_rows = function(whole, rows)
-      return jax.lax.psum(sums, ROWS), of_rows
+      return jax.tree.map(add_up, sums, layouts), of_rows
 
     return jax.shard_map(
         local, in_specs=(PartitionSpec(), PartitionSpec(ROWS)),
-        out_specs=(PartitionSpec(), PartitionSpec(ROWS)), axis_names=set(ROWS),
-        check_vma=False)(whole, rows)
+        out_specs=(layouts, PartitionSpec(ROWS)), axis_names=set(ROWS), check_vma=False)(
+            whole, rows)
   return spread
 
 
