@@ -14,3 +14,11 @@ def test_ten_kills_lose_and_double_nothing():
       capture_output=True, text=True)
   assert done.returncode == 0, done.stdout + done.stderr
   assert '10 kills' in done.stdout and 'all equal' in done.stdout
+
+
+def test_runs_that_are_asked_to_stop_save_and_go_on():
+  done = subprocess.run(
+      [sys.executable, ROOT / 'tests' / 'kills.py', '--kills=3', '--stages=target', '--ask'],
+      cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert 'status 75' in done.stdout and 'all equal' in done.stdout
