@@ -116,6 +116,22 @@ def test_a_product_written_as_a_convolution():
   assert operation.chip_bytes == 4 * 4 * 128 * 64, 'space 1 is memory of the chip'
 
 
+PREFETCHED = """HloModule prefetched
+
+ENTRY %main (a: f32[64,128]) -> f32[16,128] {
+  %a = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %start = ((f32[64,128]{1,0:T(8,128)}), f32[16,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:16], [0:128]}
+  ROOT %done = f32[16,128]{1,0:T(8,128)S(1)} slice-done(%start)
+}
+"""
+
+
+def test_a_prefetched_part_of_a_weight_costs_the_part():
+  """It cost the whole weight, for each of its parts: a decoding step was four times as dear."""
+  operation, = count.operations(hlo.parse(PREFETCHED), 1)
+  assert operation.hbm_bytes == operation.chip_bytes == 4 * 16 * 128
+
+
 def test_a_loop_of_a_tpu_states_no_trip_count_but_its_condition_does():
   """Written as the TPU compiler leaves it: a counter from a constant, below a constant."""
   text = jax.jit(scanned).lower(*[jax.ShapeDtypeStruct(s, jnp.float32) for s in (

@@ -178,11 +178,12 @@ def _moved(module, computation, instruction, size) -> float:
   if opcode in ('dynamic-update-slice', 'scatter'):
     update = computation.operand(instruction, 1 if opcode == 'dynamic-update-slice' else -1)
     return 2 * update.bytes if size(instruction) else 0
+  if opcode in ('copy-start', 'slice-start'):  # (result, operand, flag), ((operand), result, flag)
+    result = instruction.arrays[opcode == 'slice-start']
+    written = size(dataclasses.replace(instruction, arrays=(result,)))
+    return written + (result.bytes if size(computation.operand(instruction, 0)) else 0)
   read = sum(size(computation.instructions[name]) for name in instruction.operands)
-  if opcode.endswith('-start'):  # its type repeats the operand; only copies write the rest
-    written = dataclasses.replace(instruction, arrays=instruction.arrays[:1])
-    return read + size(written) * (opcode in ('copy-start', 'slice-start'))
-  return read + size(instruction)
+  return read if opcode.endswith('-start') else read + size(instruction)
 
 
 def _read(module, computation, value, size) -> float:
