@@ -24,7 +24,7 @@ from configs import common
 def get_config() -> ml_collections.ConfigDict:
   config = common.study('pod_llama3_70b')
   config.topology = 'v5e:8x8'
-  config.mesh.update(data=1, fsdp=64)
+  config.mesh.update(data=1, fsdp=-1)
   config.task.update(name='conversations', vocab_size=128_256, max_length=1024,
                      chat_template='llama-3', train_files=('gs://your-bucket/chats.jsonl',),
                      vocabulary='gs://your-bucket/llama3.model')
@@ -45,6 +45,6 @@ def get_config() -> ml_collections.ConfigDict:
       steps=10_000, batch_size=64, learning_rate=1e-4, warmup_steps=500,
       weights_dtype='bfloat16', remat='full', eval_every=1_000, checkpoint_every=1_000)
   config.evaluate.update(gammas=(3, 5), max_new_tokens=256, num_prompts=80,
-                         topology='v5e:4x4')
+                         topology='v4:2x2x2')
   config.evaluate.mesh.tensor = -1
   return config

@@ -46,6 +46,5 @@ def get_config() -> ml_collections.ConfigDict:
       warmup_steps=5_000, schedule='plateau_cosine', clip_norm=1.0, weights_dtype='bfloat16',
       remat='full', log_every=100, eval_every=10_000, checkpoint_every=10_000)
   config.evaluate.update(gammas=(3, 5, 7), max_new_tokens=64, num_prompts=500,
-                         topology='v5e:2x4')
-  config.evaluate.mesh.tensor = -1
+                         topology='v5e:1x1')
   return config
