@@ -8,8 +8,8 @@ DistillSpec's on-policy loss on the models that people serve. Rows of 1,024 toke
 draft writes up to 256 in a rollout. Settings are ours: no paper distils this pair.
 
 Slice: v5e:8x8. The teacher lies in bfloat16 over all 64 chips and is gathered layer by layer; the
-student's masters and optimizer state likewise. Decoding, batch 1, splits the target over 16
-chips of v5e:4x4.
+student's masters and optimizer state likewise. Decoding, batch 1, splits both models over the 8
+chips of v4:2x2x2, a key head on each: among 16, every chip would hold and read all keys.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 

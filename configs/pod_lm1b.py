@@ -8,7 +8,8 @@ Zhou et al., arXiv 2310.08461, give the totals of the two GPT-like decoders and 
 shapes, vocabulary of 32,000, rows of 64 tokens and 1,024 rows a step are guesses. The recipe is
 that of pod_t5_xl.
 
-Slice: v5e:4x4. Both models are small: each chip has both, and its own rows.
+Slice: v5e:4x4. Both models are small: each chip has both, and its own rows. Decoding, batch 1,
+takes one chip (v5e:1x1).
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 

@@ -10,8 +10,9 @@ to a tenth; no dropout, no weight decay; the loss is the paper's (mean over rows
 Prompts of 1,024 tokens and summaries of 64.
 
 Slice: v5e:4x4. The frozen teacher lies in bfloat16, split over 8 chips and gathered layer by
-layer; the student is on every chip, with float32 masters. Decoding, batch 1, splits the heads of
-the target over 8 chips.
+layer; the student is on every chip, with float32 masters. Decoding, batch 1, takes one chip
+(v5e:1x1), which holds both models: split over several, the target's steps become short and a
+draft step, which is not split, as dear as a fifth of them.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 

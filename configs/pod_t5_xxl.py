@@ -7,11 +7,9 @@
 The pair of Leviathan et al. 2023 (arXiv 2211.17192), distilled with the recipe of pod_t5_xl;
 prompts and translations of 80 tokens.
 
-Slice: v4:2x2x4. The teacher lies in bfloat16, split over 16 chips and gathered layer by layer;
-the student is on every chip. Rows are so short that the gathering takes the network longer than
-the products take the chip; a teacher on every chip (mesh.fsdp=1, target.layout=replicated) would
-spare it, and has not been compiled. Decoding, batch 1, splits the heads of the target over 8
-chips.
+Slice: v4:2x2x4. Teacher and student are on every chip, the teacher in bfloat16. Rows are so short
+that a teacher split over the chips and gathered layer by layer would take the network longer than
+the products take the chip. Decoding, batch 1, takes one chip (v4:1x1x1), as published.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 
