@@ -140,6 +140,35 @@ def test_a_prefetched_part_of_a_weight_costs_the_part():
   assert operation.hbm_bytes == operation.chip_bytes == 4 * 16 * 128
 
 
+RESHAPED = """HloModule reshaped
+
+%reshaped (p: f32[64,4,32]) -> f32[64,128] {
+  %p = f32[64,4,32]{2,1,0} parameter(0)
+  ROOT %bitcast = f32[64,128]{1,0} bitcast(%p)
+}
+
+%product (x: f32[8,64], w: f32[64,4,32]) -> f32[8,128] {
+  %x = f32[8,64]{1,0:S(1)} parameter(0)
+  %w = f32[64,4,32]{2,1,0} parameter(1)
+  %flat = f32[64,128]{1,0} fusion(%w), kind=kLoop, calls=%reshaped
+  ROOT %out = f32[8,128]{1,0:S(1)} convolution(%x, %flat), dim_labels=bf_io->bf
+}
+
+ENTRY %main (a: f32[8,64], b: f32[64,4,32]) -> f32[8,128] {
+  %a = f32[8,64]{1,0:S(1)} parameter(0)
+  %b = f32[64,4,32]{2,1,0} parameter(1)
+  ROOT %fusion = f32[8,128]{1,0:S(1)} fusion(%a, %b), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_a_weight_that_a_fusion_reshapes_inside_is_read():
+  """It was overlooked, and half of a verification step's weights with it."""
+  operation, = count.operations(hlo.parse(RESHAPED), 1)
+  assert operation.hbm_bytes == 4 * 64 * 128
+  assert operation.flops == 2 * 8 * 64 * 128
+
+
 def test_a_loop_of_a_tpu_states_no_trip_count_but_its_condition_does():
   """Written as the TPU compiler leaves it: a counter from a constant, below a constant."""
   text = jax.jit(scanned).lower(*[jax.ShapeDtypeStruct(s, jnp.float32) for s in (

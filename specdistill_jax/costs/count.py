@@ -188,8 +188,11 @@ def _moved(module, computation, instruction, size) -> float:
 
 def _read(module, computation, value, size) -> float:
   """Bytes that a fused computation reads of one of its parameters."""
-  if value is None or not size(value):
-    return 0.0
+  return 0.0 if value is None or not size(value) else _used(module, computation, value)
+
+
+def _used(module, computation, value) -> float:
+  """Bytes of a value that its users inside a fused computation touch."""
   total = 0.0
   for user in computation.users(value.name):
     index = user.operands.index(value.name)
@@ -198,13 +201,23 @@ def _read(module, computation, value, size) -> float:
     elif user.opcode == 'dynamic-update-slice' and index == 0:
       continue  # overwritten in place
     elif user.opcode == 'bitcast':
-      total += _read(module, computation, user, size)
+      total += _used(module, computation, user)
     elif user.opcode == 'fusion':
       inside = module.computations[user.called('calls')[0]]
-      total += _read(module, inside, inside.parameter(index), size)
-    elif user.opcode != 'tuple':  # handed through
-      return float(size(value))
-  return min(total, float(size(value)))
+      parameter = inside.parameter(index)
+      total += (_used(module, computation, user) if _is_handed_through(inside, parameter)
+                else _used(module, inside, parameter))
+    elif user.opcode != 'tuple':
+      return float(value.bytes)
+  return min(total, float(value.bytes))
+
+
+def _is_handed_through(computation, parameter) -> bool:
+  """Whether a fusion in a fusion only gives a parameter another shape."""
+  root = computation.root
+  while root.opcode == 'bitcast':
+    root = computation.operand(root, 0)
+  return root is parameter
 
 
 def _written(module, computation, root, result, size) -> float:
