@@ -51,8 +51,10 @@ that overlap are counted one after the other.
 
 **Predictions** are those of the reports, speed-up = tau / (gamma c + v), from the turns of
 `generate`, `draft` and `speculate` at batch 1: c is a draft step, v what a cycle takes beyond gamma
-draft steps, both in target steps. tau follows from alpha as if every token were accepted
-independently.
+draft steps, both in target steps. v falls below 1 where the compiler keeps a small draft in the
+chip's own memory for a whole cycle: its weights then cross from HBM once, not gamma times. tau
+follows from alpha as if every token were accepted independently. A draft step is the shortest
+program here and so the one that latencies lengthen most: expect a larger c on a chip.
 TEXT
 for config in "$root"/configs/pod_*.py; do
   name="$(basename -- "$config" .py)"
