@@ -169,6 +169,35 @@ def test_a_weight_that_a_fusion_reshapes_inside_is_read():
   assert operation.flops == 2 * 8 * 64 * 128
 
 
+OVERLAPPED = """HloModule overlapped
+
+%overlapped (share: f32[8,128], whole: f32[64,128], x: f32[16,16]) -> (f32[16,16], f32[8,128], f32[64,128]) {
+  %x = f32[16,16]{1,0} parameter(2)
+  %negative = f32[16,16]{1,0} negate(%x)
+  %share = f32[8,128]{1,0} parameter(0)
+  %whole = f32[64,128]{1,0} parameter(1)
+  %gather = f32[64,128]{1,0} all-gather(%share), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %all = (f32[16,16]{1,0}, f32[8,128]{1,0}, f32[64,128]{1,0}) tuple(%negative, %share, %gather)
+}
+
+ENTRY %main (a: f32[8,128], b: f32[64,128], c: f32[16,16]) -> (f32[16,16], f32[8,128], f32[64,128]) {
+  %a = f32[8,128]{1,0} parameter(0)
+  %b = f32[64,128]{1,0} parameter(1)
+  %c = f32[16,16]{1,0} parameter(2)
+  %one = (f32[16,16]{1,0}, f32[8,128]{1,0}, f32[64,128]{1,0}) fusion(%a, %b, %c), kind=kOutput, calls=%overlapped
+  %d = f32[16,16]{1,0} get-tuple-element(%one), index=0
+  ROOT %two = (f32[16,16]{1,0}, f32[8,128]{1,0}, f32[64,128]{1,0}) fusion(%a, %b, %d), kind=kOutput, calls=%overlapped
+}
+"""
+
+
+def test_a_collective_on_its_way_through_kernels_is_counted_once_and_not_as_theirs():
+  """Each kernel that a gathered layer passed seemed to write all of it: three times too much."""
+  operations = count.operations(hlo.parse(OVERLAPPED), 1)
+  assert [o.wire_bytes for o in operations if o.kind] == [7 * 4 * 8 * 128]
+  assert [o.hbm_bytes for o in operations if not o.kind] == [2 * 4 * 16 * 16] * 2
+
+
 def test_a_loop_of_a_tpu_states_no_trip_count_but_its_condition_does():
   """Written as the TPU compiler leaves it: a counter from a constant, below a constant."""
   text = jax.jit(scanned).lower(*[jax.ShapeDtypeStruct(s, jnp.float32) for s in (

@@ -21,6 +21,8 @@ COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'coll
                'ragged-all-to-all', 'collective-broadcast')
 _FREE = ('parameter', 'tuple', 'get-tuple-element', 'constant', 'bitcast', 'after-all', 'iota',
          'partition-id', 'replica-id', 'opt-barrier', 'domain', 'add-dependency')
+# Custom calls that move nothing: the first two name memory, the others hand a collective on.
+_NAMES = ('ConcatBitcast', 'AllocateBuffer', 'AsyncCollectiveStart', 'AsyncCollectiveDone')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
@@ -71,7 +73,8 @@ def _walk(module, computation, times, unknown_trips) -> Iterator[Operation]:
     elif opcode in ('call', 'async-start'):
       yield from walk(module.computations[(instruction.called('to_apply')
                                            or instruction.called('calls'))[0]], times)
-    elif opcode not in _FREE and not opcode.endswith(('-done', '-update')):
+    elif opcode not in _FREE and not opcode.endswith(('-done', '-update')) and not (
+        _only_names(instruction)):
       for found, inside in _collectives(module, computation, instruction):
         channel = found.attribute('channel_id') or found.name
         if channel not in joined:
@@ -81,6 +84,11 @@ def _walk(module, computation, times, unknown_trips) -> Iterator[Operation]:
                       _moved(module, computation, instruction, _in_hbm),
                       _moved(module, computation, instruction, _on_chip), 0.0, 1, times,
                       instruction.op_name)
+
+
+def _only_names(instruction) -> bool:
+  target = instruction.attribute('custom_call_target') or ''
+  return instruction.opcode == 'custom-call' and target.strip('"') in _NAMES
 
 
 def _collectives(module, computation, instruction):
@@ -200,6 +208,8 @@ def _used(module, computation, value) -> float:
       total += user.bytes
     elif user.opcode == 'dynamic-update-slice' and index == 0:
       continue  # overwritten in place
+    elif user.opcode in COLLECTIVES or _only_names(user):
+      continue  # on its way beside the kernel
     elif user.opcode == 'bitcast':
       total += _used(module, computation, user)
     elif user.opcode == 'fusion':
@@ -226,7 +236,7 @@ def _written(module, computation, root, result, size) -> float:
     return sum(_written(module, computation, computation.instructions[name],
                         dataclasses.replace(result, arrays=(array,)), size)
                for name, array in zip(root.operands, result.arrays))
-  if not size(result) or root.opcode == 'parameter':
+  if not size(result) or root.opcode in ('parameter', *COLLECTIVES) or _only_names(root):
     return 0.0
   if root.opcode == 'bitcast':
     return _written(module, computation, computation.operand(root, 0), result, size)
