@@ -24,7 +24,7 @@ from configs import common
 def get_config() -> ml_collections.ConfigDict:
   config = common.study('pod_llama3_70b')
   config.topology = 'v5e:8x8'
-  config.mesh.update(data=1, fsdp=-1)
+  config.mesh.update(data=1, fsdp=-1, tensor=4)
   config.task.update(name='conversations', vocab_size=128_256, max_length=1024,
                      chat_template='llama-3', train_files=('gs://your-bucket/chats.jsonl',),
                      vocabulary='gs://your-bucket/llama3.model')

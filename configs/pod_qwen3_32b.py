@@ -24,7 +24,7 @@ from configs import common
 def get_config() -> ml_collections.ConfigDict:
   config = common.study('pod_qwen3_32b')
   config.topology = 'v4:2x2x4'
-  config.mesh.update(data=1, fsdp=-1)
+  config.mesh.update(data=1, fsdp=-1, tensor=4)
   config.task.update(name='conversations', vocab_size=151_936, max_length=1024,
                      chat_template='qwen', train_files=('gs://your-bucket/chats.jsonl',),
                      vocabulary='gs://your-bucket/qwen3.model')

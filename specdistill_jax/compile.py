@@ -3,7 +3,7 @@
   python -m specdistill_jax.compile --config=configs/pod_t5_xl.py
   python -m specdistill_jax.compile --config=... --topology=v5e:4x4,v5e:16x16 --programs=train
   python -m specdistill_jax.compile --config=... --topology=v5e --sweep
-  python -m specdistill_jax.compile --config=... --topology=v5e:4x4,v5e:16x16 --programs=train --grow
+  python -m specdistill_jax.compile --config=... --topology=v5e:4x4,v5e:16x16 --grow
 
 Needs libtpu beside JAX: launch/requirements-tpu-compile.txt. Nothing is initialised and no data
 are read. The last line of standard output is one JSON document; before it stands a table.

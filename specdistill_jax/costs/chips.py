@@ -30,7 +30,11 @@ class Chip:
 
   @property
   def chip_bandwidth(self) -> float:
-    """Of the chip's own memory, bytes per second."""
+    """Of the chip's own memory, bytes per second.
+
+    About 22 times HBM's, says "How to Scale Your Model" (jax-ml.github.io/scaling-book) of VMEM;
+    v4 also keeps arrays in its slower CMEM, whose rate is not published.
+    """
     return 22 * self.hbm_bandwidth
 
   @property

@@ -1,7 +1,8 @@
 """The FLOPs that a JAX program needs, from its own trace: no compiler, no chip, no copy of work.
 
 The oracle beside `count`: matrix products of the whole program on global shapes, scans as often
-as they run, code for accelerators where there is some for CPUs. What the compiler adds (layers run twice, work done on every chip) is the difference.
+as they run, the code for accelerators where CPUs have their own. What the compiler adds (layers
+run twice, work done on every chip) is the difference.
 """
 
 import math
