@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 
 _TESTS = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
@@ -58,7 +59,10 @@ def start(workdir: pathlib.Path, stages: str, cache: pathlib.Path) -> int:
     jax.config.update('jax_num_cpu_devices', 1)
     status = main.main(['main', f'--config={_TESTS / "tiny_config.py"}:{ARGUMENTS}',
                         f'--workdir={workdir}', f'--stages={stages}'])
+  except BaseException:  # what leaves by `os._exit` would say nothing
+    traceback.print_exc()
   finally:
+    sys.stderr.flush()
     os._exit(status)
 
 
