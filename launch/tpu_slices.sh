@@ -16,8 +16,8 @@ flags=("$@")
 # The command's tables, without its last line, which is the JSON document.
 compiled() {
   local status=0
-  printf '\n`python -m specdistill_jax.compile --config=configs/%s.py%s`\n\n' "$1" \
-    "${2:+ ${*:2}}" >> "$draft"
+  printf '\n\140python -m specdistill_jax.compile --config=configs/%s.py%s\140\n\n' "$1" \
+    "${2:+ ${*:2}}" >> "$draft"  # \140: a backquote
   "${PYTHON:-python}" -P -m specdistill_jax.compile "--config=$root/configs/$1.py" "${@:2}" \
     ${flags[@]+"${flags[@]}"} > "$draft.tables" || status=$?
   if [[ $status -gt 1 ]]; then  # 1: something does not fit, and the table says what
