@@ -108,8 +108,8 @@ def _verify_steps(module, proposal, drafter, passing, state, *, rule, sampling, 
   def step(state):
     state = _after_pass(state, drafter, passing)
     next_key_b, verify_key_b = sampling_lib.split_rows(state.key_b, 2)
-    verdict, output = chain.verify(module, state, proposal, rule, verify_key_b, sampling)
-    state = chain.commit(state, proposal, verdict, NO_TOKEN)
+    judged, verdict, output = chain.verify(module, state, proposal, rule, verify_key_b, sampling)
+    state = chain.commit(state, judged, verdict, NO_TOKEN)
     return state.replace(key_b=next_key_b,
                          target_cache=output.cache.rollback(state.lengths_b - 1))
 
@@ -119,9 +119,8 @@ def _verify_steps(module, proposal, drafter, passing, state, *, rule, sampling, 
 def _any_proposal(drafter: structs.Drafter, state: structs.DecodeState) -> structs.Proposal:
   """A proposal of the right shape; what it says doesn't change what verifying it costs."""
   shapes = jax.eval_shape(lambda: drafter.propose(state, state.key_b))
-  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (
-      shapes.tokens_bg, shapes.log_probs_bgv))
-  return structs.Proposal(*zeros, drafter_state=None)
+  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+                      shapes.replace(drafter_state=None, num_drafted_b=None))
 
 
 def family(drafter: structs.Drafter) -> Hashable:
