@@ -51,8 +51,10 @@ class TableDraft:
 
 # Trees small enough to enumerate what they do.
 BUSHY = tree_lib.Tree(((0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1)))
+SHUFFLED = tree_lib.Tree(tuple(BUSHY.paths[node] for node in (2, 0, 4, 3, 7, 6, 1, 5)))
 TREES = {
     'bushy': BUSHY,
+    'shuffled': SHUFFLED,
     'wide': tree_lib.Tree(((0,), (1,), (2,), (3,), (3, 0), (0, 0))),
     'chain': tree_lib.chain(3),
     'dynamic': tree_lib.Dynamic(top_k=2, depth=3, num_nodes=6),
@@ -228,6 +230,8 @@ def tree_cycle_law(case, judge):
 LOSSLESS_CASES = {
     'fixed': Case(),
     'drawn': Case(drawn=True),
+    'drawn_shuffled': Case('similar', drawn=True, tree='shuffled'),
+    'fixed_shuffled': Case('similar', tree='shuffled'),
     'fixed_top_p': Case('similar', temperature=0.7, top_p=0.8, tree='wide'),
     'drawn_top_k': Case('similar', top_k=3, vocab=7, tree='wide', drawn=True),
     'drawn_cold': Case('overconfident', temperature=0.6, top_p=0.9, drawn=True, prompt=(2, 2, 4)),
@@ -246,9 +250,9 @@ LOSSY_CASES = {
     'linear_fixed': ('linear', 0.5, Case('similar', temperature=0.9)),
     'linear_drawn': ('linear', 0.5, Case(drawn=True)),
     'linear_dynamic': ('linear', 0.3, Case('similar', tree='dynamic')),
-    'typical_fixed': ('typical', 0.6, Case('similar', temperature=1.2)),
+    'typical_fixed': ('typical', 0.6, Case(temperature=1.2)),
     'typical_drawn': ('typical', 0.6, Case('similar', drawn=True, temperature=1.2)),
-    'typical_dynamic': ('typical', 0.4, Case('similar', tree='dynamic', temperature=1.2)),
+    'typical_dynamic': ('typical', 0.6, Case(tree='dynamic', temperature=1.2)),
     'square_drawn': ('square', 0.7, Case('similar', tree='wide', drawn=True, top_p=0.8)),
     'exponential_fixed': ('exponential', 0.5, Case('similar')),
     'top_k_drawn': ('top_k', 1 / 2, Case(drawn=True)),
