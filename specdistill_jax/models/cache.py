@@ -50,7 +50,8 @@ class KVCache:
   def keep_path(self, offset_b: jax.Array, path_bt: jax.Array) -> 'KVCache':
     """The entry at slot `offset + path[i]` goes to slot `offset + i`, in every layer.
 
-    `path_bt` is int32, none below its own place and none past what was written. Lengths stay.
+    `path_bt` is int32 and says where in what was written last; all of it is read before any of
+    it moves. Lengths stay.
     """
     keep = lambda buffers: tuple(move_rows(one, offset_b, path_bt) for one in buffers)
     return self.replace(keys_bksh=keep(self.keys_bksh), values_bksh=keep(self.values_bksh))
