@@ -57,6 +57,7 @@ def test_a_chain_is_the_tree_of_width_one():
     (lambda: tree_lib.chain(0), 'a chain has 0 tokens'),
     (lambda: tree_lib.Dynamic(top_k=0), 'top_k is 0; it must be at least 1'),
     (lambda: tree_lib.Dynamic(top_k=2, depth=2, num_nodes=7), 'draft only 6 tokens'),
+    (lambda: tree_lib.Dynamic(top_k=9, depth=5, num_nodes=4), 'num_nodes is 4, too few'),
 ])
 def test_a_bad_shape_is_refused_in_one_sentence(make, message):
   with pytest.raises(ValueError, match=message) as caught:

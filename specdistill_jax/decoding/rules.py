@@ -2,7 +2,8 @@
 
 A rule is a small hashable value of type `structs.Rule`. It gets the target's law at every
 position of the block: `target_log_probs_btv[:, i]` is the law after i drafted tokens. All but
-`Block` judge token by token (`judging.TokenRule`), and so judge trees too. The lossless rules are here, the others in `lossy_rules`; `for_sampling` knows both by name.
+`Block` judge token by token (`judging.TokenRule`), and so judge trees too. The lossless rules are
+here, the others in `lossy_rules`; `for_sampling` knows both by name.
 """
 
 import dataclasses

@@ -145,6 +145,9 @@ class Dynamic:
       raise ValueError(
           f'dynamic tree: num_nodes is {self.num_nodes}, but top_k {self.top_k} and depth '
           f'{self.depth} draft only {self.pool_size} tokens to choose from')
+    if self.num_nodes < self.depth:
+      raise ValueError(f'dynamic tree: num_nodes is {self.num_nodes}, too few for a path of depth '
+                       f'{self.depth}; it must be at least the depth')
 
   @property
   def pool_size(self) -> int:

@@ -189,7 +189,7 @@ def _fill(tree, feed, children, key_b, logits_btv, carried_btd, cache):
   key_gb = sampling_lib.split_rows(key_b, tree.depth)
   fed, stored, drafted, laws = [], [], [], []
   for level, slots in enumerate(tree.expanded):
-    if level:  # slots are those of the nodes that were drafted last and have children
+    if level:  # `nodes` are still those of the level above, some of which are fed now
       above = tree.expanded[level - 1]
       parents = np.array([above.index(tree.parents_m[slot - 1]) for slot in slots])
       fed.extend(slots)

@@ -124,9 +124,18 @@ def _any_proposal(drafter: structs.Drafter, state: structs.DecodeState) -> struc
 
 
 def family(drafter: structs.Drafter) -> Hashable:
-  """Equal for drafters that differ in weights or length only: their steps cost the same."""
+  """Equal for drafters that differ in weights or length only: their steps cost the same.
+
+  Trees of different shapes do not.
+  """
   shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(drafter))
-  return type(drafter), getattr(drafter, 'sampling', None), shapes
+  return type(drafter), getattr(drafter, 'sampling', None), getattr(drafter, 'tree', None), shapes
+
+
+def _block(setting) -> Hashable:
+  """Equal for settings whose verifications cost the same."""
+  drafter = setting.drafter
+  return drafter.gamma, getattr(drafter, 'tree', None), setting.rule
 
 
 def _never_stopping(drafter: structs.Drafter) -> structs.Drafter:
@@ -164,11 +173,9 @@ class Clock:
              for kind, name in self._examples.items()}
     verify = {}
     for setting in self._settings.values():
-      block = (setting.drafter.gamma, setting.rule)
-      if block not in verify:
-        verify[block] = self._verify(setting, *inputs)
-    return {name: StepSeconds(target, draft[family(setting.drafter)],
-                              verify[setting.drafter.gamma, setting.rule])
+      if _block(setting) not in verify:
+        verify[_block(setting)] = self._verify(setting, *inputs)
+    return {name: StepSeconds(target, draft[family(setting.drafter)], verify[_block(setting)])
             for name, setting in self._settings.items()}
 
   def _read(self, setting, *inputs):
