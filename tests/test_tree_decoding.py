@@ -23,6 +23,7 @@ GREEDY, PLAIN = sampling_lib.Sampling(0.0), sampling_lib.Sampling(1.0)
 NEW = 20
 VOCAB = 7
 SHAPES = {'eagle1': tree_lib.EAGLE1, 'dynamic': tree_lib.Dynamic(3, 4, 10)}
+ALL_SHAPES = SHAPES | {'bushy': trees.BUSHY}
 
 
 def prompts(count, vocab, longest=8, seed=0):
@@ -59,19 +60,12 @@ NEAR = trees.TableDraft(TABLE.logits_vvv + 0.7 * tables.random_table(5, VOCAB).l
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-@pytest.mark.parametrize('batch', [1, 8, 512])
-def test_greedy_decoding_along_trees_is_the_targets_own(shape, batch):
-  """Token for token, with a draft that reads features, over ragged prompts."""
+def test_greedy_decoding_along_trees_is_the_targets_own(shape):
+  """Token for token, with a draft that reads features, over 512 ragged prompts."""
   inputs = prompts(512, VOCAB)
-  expected = alone(TABLE, *inputs)
-  drafter = drafter_lib.TreeDrafter(NEAR, SHAPES[shape])
-  emitted = calls = 0
-  for start in range(0, min(512, 40 * batch), batch):
-    rows = slice(start, start + batch)
-    found = speculate(TABLE, drafter, *(array[rows] for array in inputs))
-    assert_same(found, expected, rows)
-    emitted, calls = emitted + found.lengths.sum(), calls + found.stats.target_calls_b.sum()
-  assert emitted > 1.5 * calls, 'the draft is too weak for this test'
+  found = speculate(TABLE, drafter_lib.TreeDrafter(NEAR, SHAPES[shape]), *inputs)
+  assert_same(found, alone(TABLE, *inputs))
+  assert found.lengths.sum() > 1.5 * found.stats.target_calls_b.sum(), 'the draft is too weak'
 
 
 def decoder(seed=0, **fields):
@@ -84,18 +78,18 @@ NETWORKS = {'llama': decoder(), 'gemma': decoder(**models.FAMILIES['gemma']),
 
 
 @pytest.mark.parametrize('network, shape, batch', [
-    ('llama', 'eagle1', 8), ('llama', 'dynamic', 8), ('llama', 'eagle1', 1),
-    ('llama', 'dynamic', 1), ('gemma', 'eagle1', 8), ('gpt', 'dynamic', 8), ('t5', 'eagle1', 8)])
+    ('llama', 'eagle1', 8), ('llama', 'dynamic', 1), ('gemma', 'dynamic', 8), ('gpt', 'bushy', 1),
+    ('t5', 'bushy', 8)])
 def test_greedy_decoding_of_networks_along_trees_is_their_own(network, shape, batch):
   """Caches, positions and masks of real attention; the draft is a language model."""
   model = NETWORKS[network]
   target = model.module.unstacked()
   draft = drafter_lib.LanguageModel(models.perturbed(model, 0.1).module.unstacked())
-  drafter = drafter_lib.TreeDrafter(draft, SHAPES[shape])
+  drafter = drafter_lib.TreeDrafter(draft, ALL_SHAPES[shape])
   inputs = prompts(256, models.VOCAB)
   expected = alone(target, *inputs)
   emitted = calls = 0
-  for start in range(0, min(256, 32 * batch), batch):
+  for start in range(0, min(256, 64 * batch), batch):
     rows = slice(start, start + batch)
     found = speculate(target, drafter, *(array[rows] for array in inputs))
     assert_same(found, expected, rows)
@@ -178,9 +172,7 @@ class AsTree:
 
 
 @pytest.mark.parametrize('rule, sampling', [
-    (rules.Greedy(), GREEDY), (rules.Exact(), PLAIN),
-    (rules.for_sampling('linear', 0.5, PLAIN), PLAIN),
-    (rules.for_sampling('typical', 0.5, PLAIN), PLAIN)], ids=str)
+    (rules.Greedy(), GREEDY), (rules.Exact(), PLAIN)], ids=str)
 def test_a_chain_proposed_as_a_tree_decodes_the_same(rule, sampling):
   """Same keys, same tokens, same counts: tree attention, judging and compaction are the chain's."""
   model = NETWORKS['llama']
