@@ -50,7 +50,11 @@ def start(workdir, cache, *, count, devices, stages, fields='steps=6'):
 
 
 def statuses(started):
-  return [process.wait(timeout=300) for process in started]
+  try:
+    return [process.wait(timeout=900) for process in started]
+  finally:
+    for process in started:  # none outlives a test that fails
+      process.kill()
 
 
 def output(workdir, index):
@@ -77,13 +81,15 @@ def alone(tmp_path_factory, cache):
   return workdir
 
 
-@pytest.mark.parametrize('count, devices', [(2, 2), (4, 1)])
-def test_processes_give_the_figures_of_one(alone, cache, tmp_path, count, devices):
+@pytest.mark.parametrize('count, devices, stages', [
+    (2, 2, 'target,draft,distill'), (4, 1, 'target')])
+def test_processes_give_the_figures_of_one(alone, cache, tmp_path, count, devices, stages):
   """Rows, dropout keys and rollouts are those of one process; sums are added in another order."""
   study(tmp_path)
-  started = start(tmp_path, cache, count=count, devices=devices, stages='target,draft,distill')
+  started = start(tmp_path, cache, count=count, devices=devices, stages=stages)
   assert statuses(started) == [0] * count, output(tmp_path, 0)
-  ours, theirs = lines(tmp_path), lines(alone)
+  ours = lines(tmp_path)
+  theirs = [row for row in lines(alone) if row['stage'] in stages.split(',')]
   assert [(row['run'], row['step']) for row in ours] == [
       (row['run'], row['step']) for row in theirs]
   for row, other in zip(ours, theirs):
