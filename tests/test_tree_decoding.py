@@ -22,7 +22,7 @@ from specdistill_jax.models import decoder as decoder_lib
 GREEDY, PLAIN = sampling_lib.Sampling(0.0), sampling_lib.Sampling(1.0)
 NEW = 20
 VOCAB = 7
-SHAPES = {'eagle1': tree_lib.EAGLE1, 'dynamic': tree_lib.Dynamic(3, 4, 10)}
+SHAPES = {'eagle1': tree_lib.EAGLE1, 'dynamic': tree_lib.Dynamic(3, 3, 8)}
 ALL_SHAPES = SHAPES | {'bushy': trees.BUSHY}
 
 
@@ -78,7 +78,7 @@ NETWORKS = {'llama': decoder(), 'gemma': decoder(**models.FAMILIES['gemma']),
 
 
 @pytest.mark.parametrize('network, shape, batch', [
-    ('llama', 'eagle1', 8), ('llama', 'dynamic', 1), ('gemma', 'dynamic', 8), ('gpt', 'bushy', 1),
+    ('llama', 'bushy', 8), ('llama', 'dynamic', 1), ('gemma', 'dynamic', 8), ('gpt', 'bushy', 1),
     ('t5', 'bushy', 8)])
 def test_greedy_decoding_of_networks_along_trees_is_their_own(network, shape, batch):
   """Caches, positions and masks of real attention; the draft is a language model."""
@@ -102,7 +102,7 @@ def test_a_draft_that_knows_the_target_is_followed_to_the_deepest_level(shape):
   """Any slip in the draft's cache, masks, positions or features would cost acceptance."""
   tree = SHAPES[shape]
   if shape == 'dynamic':  # where the sure path is surely kept
-    tree = dataclasses.replace(tree, num_nodes=30)
+    tree = dataclasses.replace(tree, num_nodes=21)
   drafter = drafter_lib.TreeDrafter(trees.TableDraft(TABLE.logits_vvv), tree)
   out = speculate(TABLE, drafter, *prompts(64, VOCAB))
   first_cycles = (prompts(64, VOCAB)[1] == 1).sum()  # no pair to draft from yet
@@ -114,8 +114,8 @@ def test_a_token_of_a_tree_is_counted_once_reached():
   """Counts by level: accepted is a prefix, and calls emit what they accept and one token."""
   drafter = drafter_lib.TreeDrafter(NEAR, SHAPES['dynamic'])
   stats = speculate(TABLE, drafter, *prompts(64, VOCAB)).stats
-  assert stats.reached_bg.shape == (64, 4)
-  np.testing.assert_array_equal(stats.drafted_b, 10 * stats.target_calls_b)
+  assert stats.reached_bg.shape == (64, 3)
+  np.testing.assert_array_equal(stats.drafted_b, 8 * stats.target_calls_b)
   np.testing.assert_array_equal(stats.reached_bg[:, 0] <= stats.target_calls_b, True)
   assert np.all(stats.accepted_bg <= stats.reached_bg)
   assert np.all(stats.reached_bg[:, 1:] <= stats.accepted_bg[:, :-1])
@@ -171,14 +171,12 @@ class AsTree:
     return self.drafter.commit(*inputs)
 
 
-@pytest.mark.parametrize('rule, sampling', [
-    (rules.Greedy(), GREEDY), (rules.Exact(), PLAIN)], ids=str)
-def test_a_chain_proposed_as_a_tree_decodes_the_same(rule, sampling):
+def test_a_chain_proposed_as_a_tree_decodes_the_same():
   """Same keys, same tokens, same counts: tree attention, judging and compaction are the chain's."""
   model = NETWORKS['llama']
-  drafter = lm.LMDrafter(models.perturbed(model, 0.1).module.unstacked(), 3, sampling)
+  drafter = lm.LMDrafter(models.perturbed(model, 0.1).module.unstacked(), 3, PLAIN)
   inputs = (model.module.unstacked(), prompts(32, models.VOCAB))
-  one, other = (speculate(inputs[0], drafter, *inputs[1], rule=rule, sampling=sampling)
+  one, other = (speculate(inputs[0], drafter, *inputs[1], rule=rules.Exact(), sampling=PLAIN)
                 for drafter in (drafter, AsTree(drafter)))
   assert_same(one, other)
   for name in ('drafted_b', 'target_calls_b', 'reached_bg', 'accepted_bg'):
