@@ -8,8 +8,8 @@ DistillSpec's on-policy loss on the models that people serve. Rows of 1,024 toke
 draft writes up to 256 in a rollout. Settings are ours: no paper distils this pair.
 
 Slice: v5e:8x8. The teacher lies in bfloat16 over all 64 chips and is gathered layer by layer; the
-student's masters and optimizer state likewise. Decoding, batch 1, splits the target over 16
-chips of v5e:4x4.
+student's masters and optimizer state likewise. Decoding, batch 1, splits both models over the 8
+chips of v4:2x2x2, a key head on each: among 16, every chip would hold and read all keys.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 
@@ -24,7 +24,7 @@ from configs import common
 def get_config() -> ml_collections.ConfigDict:
   config = common.study('pod_llama3_70b')
   config.topology = 'v5e:8x8'
-  config.mesh.update(data=1, fsdp=64)
+  config.mesh.update(data=1, fsdp=-1, tensor=4)
   config.task.update(name='conversations', vocab_size=128_256, max_length=1024,
                      chat_template='llama-3', train_files=('gs://your-bucket/chats.jsonl',),
                      vocabulary='gs://your-bucket/llama3.model')
@@ -46,6 +46,6 @@ def get_config() -> ml_collections.ConfigDict:
       weights_dtype='bfloat16', remat='full', head_chunk=512, eval_every=1_000,
       checkpoint_every=1_000)
   config.evaluate.update(gammas=(3, 5), max_new_tokens=256, num_prompts=80,
-                         topology='v5e:4x4')
+                         topology='v4:2x2x2')
   config.evaluate.mesh.tensor = -1
   return config
