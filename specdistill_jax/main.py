@@ -5,6 +5,7 @@
   python -m specdistill_jax.main --config=... --workdir=W --config.distill.objective=reverse_kl
   python -m specdistill_jax.main --config=... --workdir=W --stages=report --max_quality_drop=0.01
   python -m specdistill_jax.main --config=... --workdir=W --replay=step_123
+  python -m specdistill_jax.main --config=... --workdir=W --sweep=all    (or --sweep=3, one cell)
 
 The same command on every host of a TPU slice, or of a SLURM job, is one run on all of them.
 Exit status: 0 done; 2 after one `error:` line about what must be changed; 75 stopped with all
@@ -171,8 +172,29 @@ def _explain_override(argv: Sequence[str], config: Any) -> str | None:
   return None
 
 
-def _load_config(path: str) -> ml_collections.ConfigDict:
-  """`get_config()` of a config file, or `get_config(argument)` of `file:argument`, locked."""
+def _load_config(path: str, cell: str | None = None) -> ml_collections.ConfigDict:
+  """`get_config()` of a config file, or `get_config(argument)` of `file:argument`, locked.
+
+  With `cell`, a number, the overrides of that cell of the file's `get_sweep()` are in it.
+  """
+  module, arguments = _config_module(path)
+  config = module.get_config(*arguments).lock()
+  if cell is not None:
+    cells = _sweep(module, path)
+    if not cell.isdecimal() or int(cell) >= len(cells):
+      raise ValueError(f'--sweep is {cell!r}; give all, or a cell from 0 to {len(cells) - 1}')
+    config.update_from_flattened_dict(cells[int(cell)])
+  return config
+
+
+def _sweep(module: Any, path: str) -> Sequence[dict[str, Any]]:
+  if not hasattr(module, 'get_sweep'):
+    raise ValueError(f'--sweep needs get_sweep() in {path}, a list of overrides of its config')
+  return module.get_sweep()
+
+
+def _config_module(path: str) -> tuple[Any, list[str]]:
+  """The module of a config file, and what `get_config` is to be given."""
   file, colon, argument = path.partition(':')
   if not pathlib.Path(file).is_file():
     raise ValueError(f'--config names {file!r}, which is not a file; name one such as '
@@ -182,25 +204,26 @@ def _load_config(path: str) -> ml_collections.ConfigDict:
   spec = importlib.util.spec_from_file_location('config_file', file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config(*[argument] if colon else []).lock()
+  return module, [argument] if colon else []
 
 
-def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-  """The path after --config, and the other arguments."""
-  path, rest = None, []
+def _split(argv: Sequence[str], wanted: str) -> tuple[str | None, list[str]]:
+  """The value of the flag `wanted`, and the other arguments."""
+  found, rest = None, []
   arguments = iter(argv)
   for argument in arguments:
     name, equals, value = argument.lstrip('-').partition('=')
-    if argument.startswith('-') and name == 'config':
-      path = value if equals else next(arguments, '')
+    if argument.startswith('-') and name == wanted:
+      found = value if equals else next(arguments, '')
     else:
       rest.append(argument)
-  return path, rest
+  return found, rest
 
 
 def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
   """Flags with the config loaded, or None after printing the help."""
-  path, argv = _split_config(argv)
+  path, argv = _split(argv, 'config')
+  cell, argv = _split(argv, 'sweep')
   values = flags.FlagValues()
   flags.DEFINE_string('workdir', None, 'Directory of the study.', flag_values=values)
   flags.DEFINE_list('stages', None, f'Only these stages, of {",".join(STAGES)}.',
@@ -208,6 +231,8 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
   flags.DEFINE_float('max_quality_drop', None, "Share of the target's quality that may be spent "
                      'on speed: the report names the fastest setting within it. Short for '
                      '--config.evaluate.max_quality_drop.', flag_values=values)
+  flags.DEFINE_string('sweep', None, "A cell of the config's get_sweep(), from 0; or all, one "
+                      'after the other, each in a folder of the workdir.', flag_values=values)
   flags.DEFINE_string('replay', None, 'Look again at a step that was not finite: step_123, or '
                       'the path of its batch.', flag_values=values)
   flags.DEFINE_list('profile_steps', None, 'Trace these steps, first and last, as in 10,15, '
@@ -225,7 +250,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
     return None
   if path is None:
     raise ValueError('--config is missing; give one, as in --config=configs/quickstart.py')
-  config = _load_config(path)
+  config = _load_config(path, cell)
   sentence = _explain_override(argv, config)
   if sentence:
     raise ValueError(sentence)
@@ -309,9 +334,30 @@ def _refuse(error: BaseException) -> int:
   return 2
 
 
+def _all_cells(argv: list[str]) -> int:
+  """Runs each cell of a sweep; the first status that is not 0 ends it."""
+  path, rest = _split(_split(argv, 'sweep')[1], 'config')
+  workdir, rest = _split(rest, 'workdir')
+  try:
+    if path is None or workdir is None:
+      raise ValueError('--sweep=all needs --config and --workdir')
+    cells = _sweep(_config_module(path)[0], path)
+  except ValueError as error:
+    return _refuse(error)
+  for cell in range(len(cells)):
+    print(f'[cell {cell}] {cells[cell]}', flush=True)
+    status = main([*rest, f'--config={path}', f'--workdir={workdir}/cell-{cell}',
+                   f'--sweep={cell}'])
+    if status:
+      return status
+  return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """The command. Returns the exit status: 0, 2 after printing one `error:` line, or 75."""
   argv = list(sys.argv if argv is None else argv)
+  if _split(argv, 'sweep')[0] == 'all':
+    return _all_cells(argv)
   try:
     values = _parse(argv)
     if values is None:
@@ -319,6 +365,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if values.workdir is None:
       raise ValueError('--workdir is missing; give the directory of the study, as in '
                        '--workdir=runs/quickstart')
+    if '://' in values.workdir:
+      raise ValueError(f'--workdir is {values.workdir}; it must be a path of a file system: mount '
+                       'a bucket, with gcsfuse for one, and give the path where it is mounted')
     _profiled(values.profile_steps)
     cluster = processes.cluster(values.distributed, processes.Cluster(
         values.coordinator_address, values.num_processes, values.process_id,
