@@ -7,8 +7,10 @@
 DistillSpec's on-policy loss on the models that people serve. Rows of 1,024 tokens, of which the
 draft writes up to 256 in a rollout. Settings are ours: no paper distils this pair.
 
-Slice: v5e:8x8. The teacher lies in bfloat16 over all 64 chips and is gathered layer by layer; the
-student's masters and optimizer state likewise. Decoding, batch 1, splits both models over the 8
+Slice: v5e:8x8. Both models lie over all 64 chips, the teacher in bfloat16: heads, MLP and
+vocabulary over 4 (tensor), the width over 16, from which they are gathered layer by layer. With 64
+in place of 16 the network would be gathering for half as long again as the products take, and a
+rollout read four times as much. Decoding, batch 1, splits both models over the 8
 chips of v4:2x2x2, a key head on each: among 16, every chip would hold and read all keys.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.

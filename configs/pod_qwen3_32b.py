@@ -7,8 +7,8 @@
 As pod_llama3_70b, on v4: 16 chips with twice the memory hold a teacher of half the size.
 Settings are ours: no paper distils this pair.
 
-Slice: v4:2x2x4. The teacher lies in bfloat16 over all 16 chips and is gathered layer by layer; the
-student's masters and optimizer state likewise. Decoding, batch 1, splits both models over the 8
+Slice: v4:2x2x4. Both models lie over all 16 chips, the teacher in bfloat16: heads, MLP and
+vocabulary over 4 (tensor), the width over 4, from which they are gathered layer by layer. Decoding, batch 1, splits both models over the 8
 chips of v4:2x2x2.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.

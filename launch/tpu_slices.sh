@@ -46,15 +46,17 @@ MFU counts the products that the program needs, nothing that is computed twice.
 **Left out**, so that a chip can only be slower: latencies (a collective's, some microseconds,
 is as long as a small layer: multiply by the column `collectives`; a kernel's start), padding to
 the hardware's tiles, work of the vector unit (softmax, norms, sampling), prefetches that come too
-late, slices without wrap-around links, the host and its data. On the other side, kernels and prefetches
-that overlap are counted one after the other.
+late, slices without wrap-around links, the host and its data. On the other side, kernels and
+prefetches that overlap are counted one after the other, and rings take one torus axis, not all.
 
 **Predictions** are those of the reports, speed-up = tau / (gamma c + v), from the turns of
 `generate`, `draft` and `speculate` at batch 1: c is a draft step, v what a cycle takes beyond gamma
 draft steps, both in target steps. v falls below 1 where the compiler keeps a small draft in the
 chip's own memory for a whole cycle: its weights then cross from HBM once, not gamma times. tau
 follows from alpha as if every token were accepted independently. A draft step is the shortest
-program here and so the one that latencies lengthen most: expect a larger c on a chip.
+program here, so latencies lengthen it most, and c on a chip is larger: for the pair of pod_t5_xxl
+Leviathan et al. (arXiv 2211.17192) measured 0.02 on a v4, and a speed-up of 3.4 at temperature 0
+(alpha 0.75, gamma 7).
 TEXT
 for config in "$root"/configs/pod_*.py; do
   name="$(basename -- "$config" .py)"

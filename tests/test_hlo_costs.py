@@ -198,6 +198,40 @@ def test_a_collective_on_its_way_through_kernels_is_counted_once_and_not_as_thei
   assert [o.hbm_bytes for o in operations if not o.kind] == [2 * 4 * 16 * 16] * 2
 
 
+def test_a_collective_that_passes_a_loop_is_counted_once():
+  """Its parts in the turns of another product's loop made a gathered layer four times as dear."""
+  start, rest = OVERLAPPED.split('ENTRY')
+  state = '(s32[], f32[8,128], f32[64,128], f32[16,16])'
+  loop = f"""%body (p: {state}) -> {state} {{
+  %p = {state} parameter(0)
+  %counter = s32[] get-tuple-element(%p), index=0
+  %step = s32[] constant(1)
+  %next = s32[] add(%counter, %step)
+  %a = f32[8,128]{{1,0}} get-tuple-element(%p), index=1
+  %b = f32[64,128]{{1,0}} get-tuple-element(%p), index=2
+  %c = f32[16,16]{{1,0}} get-tuple-element(%p), index=3
+  %one = (f32[16,16]{{1,0}}, f32[8,128]{{1,0}}, f32[64,128]{{1,0}}) fusion(%a, %b, %c), kind=kOutput, calls=%overlapped
+  %d = f32[16,16]{{1,0}} get-tuple-element(%one), index=0
+  ROOT %q = {state} tuple(%next, %a, %b, %d)
+}}
+
+%condition (p: {state}) -> pred[] {{
+  %p = {state} parameter(0)
+  %now = s32[] get-tuple-element(%p), index=0
+  %end = s32[] constant(4)
+  ROOT %below = pred[] compare(%now, %end), direction=LT
+}}
+
+ENTRY"""
+  rest = rest.replace('  ROOT %two', f"""  %zero = s32[] constant(0)
+  %begin = {state} tuple(%zero, %a, %b, %d)
+  %while = {state} while(%begin), condition=%condition, body=%body
+  ROOT %two""")
+  operations = count.operations(hlo.parse(start + loop + rest), 1)
+  assert [o.wire_bytes * o.times for o in operations if o.kind] == [7 * 4 * 8 * 128]
+  assert sum(o.times for o in operations if o.hbm_bytes == 2 * 4 * 16 * 16) == 6
+
+
 def test_a_loop_of_a_tpu_states_no_trip_count_but_its_condition_does():
   """Written as the TPU compiler leaves it: a counter from a constant, below a constant."""
   text = jax.jit(scanned).lower(*[jax.ShapeDtypeStruct(s, jnp.float32) for s in (

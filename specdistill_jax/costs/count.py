@@ -55,9 +55,10 @@ def operations(module: hlo.Module, unknown_trips: float) -> list[Operation]:
   return list(_walk(module, module.computations[module.entry], 1.0, unknown_trips))
 
 
-def _walk(module, computation, times, unknown_trips) -> Iterator[Operation]:
-  walk = functools.partial(_walk, module, unknown_trips=unknown_trips)
-  joined = set()  # the parts of an overlapped collective share its channel
+def _walk(module, computation, times, unknown_trips, joined=frozenset()) -> Iterator[Operation]:
+  # The parts of an overlapped collective share its channel, also those in a loop that it passes.
+  joined = set(joined)
+  walk = functools.partial(_walk, module, unknown_trips=unknown_trips, joined=joined)
   for instruction in computation.instructions.values():
     opcode = instruction.opcode
     if opcode == 'while':
