@@ -94,7 +94,7 @@ def test_greedy_decoding_of_networks_along_trees_is_their_own(network, shape, ba
     found = speculate(target, drafter, *(array[rows] for array in inputs))
     assert_same(found, expected, rows)
     emitted, calls = emitted + found.lengths.sum(), calls + found.stats.target_calls_b.sum()
-  assert emitted > 1.5 * calls, 'the draft is too weak for this test'
+  assert emitted > 1.3 * calls, 'the draft is too weak for this test'
 
 
 @pytest.mark.parametrize('shape', SHAPES)
