@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 
 _TESTS = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
@@ -58,7 +59,10 @@ def start(workdir: pathlib.Path, stages: str, cache: pathlib.Path) -> int:
     jax.config.update('jax_num_cpu_devices', 1)
     status = main.main(['main', f'--config={_TESTS / "tiny_config.py"}:{ARGUMENTS}',
                         f'--workdir={workdir}', f'--stages={stages}'])
+  except BaseException:  # what leaves by `os._exit` would say nothing
+    traceback.print_exc()
   finally:
+    sys.stderr.flush()
     os._exit(status)
 
 
@@ -100,16 +104,19 @@ def killed(folder: pathlib.Path, stages: str, cache: pathlib.Path, seconds: floa
   """Studies that were killed `kills` times in all, each then finished."""
   workdirs, done, fresh = [], 0, True
   while done < kills or not fresh:
-    whole = fresh
     if fresh:
       workdirs.append(study(folder / f'killed-{len(workdirs)}'))
     workdir = workdirs[-1]
-    child, begun = start(workdir, stages, cache), time.monotonic()
-    deadline = begun + rng.uniform(0.1, 1.0) * seconds
-    status = None
-    while status is None and (done >= kills or time.monotonic() < deadline):
+    child, seen = start(workdir, stages, cache), written(workdir)
+    # In one of five runs while it starts; else some lines later, whatever the machine's load.
+    early, wanted = rng.random() < 0.2, seen + rng.randrange(1, 16)
+    deadline, status = time.monotonic() + rng.uniform(0.0, 0.5) * seconds, None
+    while status is None and (done >= kills or (
+        time.monotonic() < deadline if early else written(workdir) < wanted)):
       time.sleep(0.002)
       status = ended(child)
+    if status is None and not early:
+      time.sleep(rng.uniform(0.0, 0.1))  # into the midst of what follows a line
     if status is None:
       os.kill(child, signal.SIGTERM if ask else signal.SIGKILL)
       status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -118,14 +125,18 @@ def killed(folder: pathlib.Path, stages: str, cache: pathlib.Path, seconds: floa
     fresh = status == 0
     if status > 0 and status != 75:
       raise RuntimeError((workdir / 'output').read_text())
-    if fresh and whole:
-      seconds = min(seconds, time.monotonic() - begun)  # the machine may be busier by turns
     if not fresh:
       done += 1
       saving = bool(list(workdir.glob('**/*.orbax-checkpoint-tmp*')))
       say(f'kill {done}: status {status}, study {len(workdirs)}, newest step {newest(workdir)}'
           f'{", while saving" if saving else ""}')
   return workdirs
+
+
+def written(workdir: pathlib.Path) -> int:
+  """Lines of metrics.jsonl so far."""
+  path = workdir / 'metrics.jsonl'
+  return path.read_bytes().count(b'\n') if path.exists() else 0
 
 
 def newest(workdir: pathlib.Path) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """The directory of a study: which config it belongs to, and which stages have finished in it."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -93,6 +94,16 @@ def check_writable(workdir: pathlib.Path) -> None:
                   'name another --workdir') from error
 
 
+def _bytes_in(directory: pathlib.Path) -> int:
+  """Of all files; leftovers of a save that was killed are being removed meanwhile."""
+  total = 0
+  for folder, _, names in os.walk(directory):  # forgives folders that vanish, as rglob doesn't
+    for name in names:
+      with contextlib.suppress(FileNotFoundError):
+        total += os.stat(os.path.join(folder, name)).st_size
+  return total
+
+
 def check_room(directory: pathlib.Path, state: Any, keep: int) -> None:
   """Compares the free space with what the checkpoints of a run will take there.
 
@@ -108,7 +119,7 @@ def check_room(directory: pathlib.Path, state: Any, keep: int) -> None:
     return
   import jax  # pylint: disable=g-import-not-at-top  (main imports this file, and is light)
   one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-  held = sum(path.stat().st_size for path in directory.rglob('*') if path.is_file())
+  held = _bytes_in(directory)
   needed, free = (keep + 1) * one - held, shutil.disk_usage(directory).free
   if needed > free:
     raise OSError(f'{directory} needs {needed / 1e9:.3g} GB more for {keep} + 1 checkpoints of '
