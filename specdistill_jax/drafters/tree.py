@@ -173,21 +173,22 @@ class TreeDrafter:
 
 
 def _children(key_b, logits_btv, num, *, sampling):
-  """Tokens to follow each expanded one, int32 `[b, t, c]`, and the law they were drawn from."""
+  """Tokens to follow each expanded one, `[b, t, c]`, their log-probabilities, and their law."""
   if sampling is None:
-    return jax.lax.top_k(logits_btv, num)[1], None
+    log_probs_btc, tokens_btc = tree_lib.best_children(logits_btv, num)
+    return tokens_btc, log_probs_btc, None
   b, t, v = logits_btv.shape
   law_btv = sampling_lib.warp(logits_btv, sampling)
   key_bt = sampling_lib.split_rows(key_b, t).swapaxes(0, 1)
-  tokens = sampling_lib.without_replacement(
-      key_bt.reshape(b * t), law_btv.reshape(b * t, v), num)
-  return tokens.reshape(b, t, num), law_btv
+  tokens_btc = sampling_lib.without_replacement(
+      key_bt.reshape(b * t), law_btv.reshape(b * t, v), num).reshape(b, t, num)
+  return tokens_btc, jnp.take_along_axis(law_btv, tokens_btc, axis=-1), law_btv
 
 
 def _fill(tree, feed, children, key_b, logits_btv, carried_btd, cache):
   """Drafts a static tree, level by level."""
   key_gb = sampling_lib.split_rows(key_b, tree.depth)
-  fed, stored, drafted, laws = [], [], [], []
+  fed, stored, drafted, thought, laws = [], [], [], [], []
   for level, slots in enumerate(tree.expanded):
     if level:  # `nodes` are still those of the level above, some of which are fed now
       above = tree.expanded[level - 1]
@@ -200,19 +201,22 @@ def _fill(tree, feed, children, key_b, logits_btv, carried_btd, cache):
                                             cache)
     nodes = np.flatnonzero(tree.depths_t[1:] == level + 1).tolist()
     rows = np.array([slots.index(tree.parents_m[node]) for node in nodes])
-    children_btc, law_btv = children(key_gb[level], logits_btv, tree.ranks_m[nodes].max() + 1)
-    drafted.append(children_btc[:, rows, tree.ranks_m[nodes]])
+    *children_btc, law_btv = children(key_gb[level], logits_btv, tree.ranks_m[nodes].max() + 1)
+    for parts, found_btc in zip((drafted, thought), children_btc):
+      parts.append(found_btc[:, rows, tree.ranks_m[nodes]])
     stored += nodes
     laws.append(law_btv)
-  tokens_bg = jnp.concatenate(drafted, axis=1)[:, np.argsort(stored)]
+  tokens_bg, thought_bg = (jnp.concatenate(parts, axis=1)[:, np.argsort(stored)]
+                           for parts in (drafted, thought))
   is_drawn = laws[0] is not None
   log_probs_bgv = jnp.concatenate(laws, axis=1) if is_drawn else None
   if tree.is_chain:
     if not is_drawn:
       log_probs_bgv = sampling_lib.one_hot_log_probs(tokens_bg, logits_btv.shape[-1])
     return structs.Proposal(tokens_bg, log_probs_bgv, cache)
+  branches = tree.branches(len(tokens_bg), is_drawn)
   return structs.Proposal(tokens_bg, log_probs_bgv, cache,
-                          branches=tree.branches(len(tokens_bg), is_drawn))
+                          branches=branches.replace(draft_log_probs_bm=thought_bg))
 
 
 def _grow(tree, feed, logits_btv, carried_btd, cache):
