@@ -14,7 +14,9 @@ from specdistill_jax import structs
 from specdistill_jax.decoding import engine
 from specdistill_jax.decoding import rules
 from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.decoding import tree_names
 from specdistill_jax.drafters import lm
+from specdistill_jax.drafters import tree as tree_lib
 from specdistill_jax.models import base
 
 SMALLEST_WIDTH = 16
@@ -54,7 +56,8 @@ def generate(target: base.Model, prompts: Sequence[Any], *, max_new_tokens: int,
   return engine.generation(state, max_new_tokens=max_new_tokens)
 
 
-def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *, gamma: int,
+def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *,
+              gamma: int | None = None, tree: str | None = None,
               max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
               top_p: float | None = None, rule: str = 'exact', epsilon: float = 1.0,
               draft_sampling: str = 'sampled', min_confidence: float = 0.0, key: jax.Array,
@@ -63,7 +66,11 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
 
   Args (beside those of `generate`, which mean the same here):
     drafter: a smaller model with the target's vocabulary.
-    gamma: tokens drafted a cycle, at least 1.
+    gamma: tokens of the chain that is drafted in a cycle, at least 1.
+    tree: drafted in place of a chain: 'eagle1', the ranks along the paths to all nodes, as in
+      '0 1 00 01', or EAGLE-2's dynamic tree, as in 'dynamic k10 d6 n60' (top-k, depth, nodes).
+      Siblings are drawn without replacement, or the most probable tokens where draft_sampling
+      is 'greedy', at temperature 0, and in a dynamic tree always. Any rule but 'block'.
     rule: which drafted tokens to keep. Lossless: 'exact', 'block' (never fewer tokens a
       call). Lossy above temperature 0: 'linear', 'square', 'exponential' (lenience of
       DistillSpec), 'typical' (Medusa); at 0: 'greedy_lenience'; at any: 'top_k', which keeps
@@ -72,18 +79,19 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
     draft_sampling: 'sampled' drafts from the drafter's law, warped like the target's;
       'greedy' drafts its most probable token. Both are exact under an exact rule.
     min_confidence: a row stops drafting, before gamma, where the drafter's best token is less
-      likely than this; 0 never stops. As exact as a fixed length.
+      likely than this; 0 never stops. As exact as a fixed length. Of chains only.
 
   Raises:
-    ValueError: as `generate`; gamma below 1; a rule that makes no sense with this epsilon or
-      temperature; min_confidence outside [0, 1); vocabularies that differ.
+    ValueError: as `generate`; gamma below 1, or a tree that there is not, or both; a rule that
+      makes no sense with this epsilon or temperature; min_confidence outside [0, 1);
+      vocabularies that differ.
   """
   sampling = sampling_lib.Sampling(temperature, top_k, top_p)
   built_rule = rules.for_sampling(rule, epsilon, sampling)
   target, drafter = check_pair(target, drafter)
   prompts_bt, lengths_b = pad_prompts(target, prompts, max_new_tokens, prompt_width)
   module = target.module.unstacked()
-  built_drafter = make_drafter(drafter, gamma=gamma, target_sampling=sampling,
+  built_drafter = make_drafter(drafter, gamma=gamma, tree=tree, target_sampling=sampling,
                                draft_sampling=draft_sampling, min_confidence=min_confidence)
   state = engine.prefill_speculative(
       module, built_drafter, prompts_bt, lengths_b, key, max_new_tokens=max_new_tokens)
@@ -92,11 +100,15 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
   return engine.generation(state, max_new_tokens=max_new_tokens)
 
 
-def make_drafter(model: base.Model, *, gamma: int, target_sampling: sampling_lib.Sampling,
-                 draft_sampling: str = 'sampled',
-                 min_confidence: float = 0.0) -> lm.LMDrafter:
-  """The drafter for a target that samples as `target_sampling` says."""
-  if not isinstance(gamma, int) or gamma < 1:
+def make_drafter(model: base.Model, *, gamma: int | None = None, tree: str | None = None,
+                 target_sampling: sampling_lib.Sampling, draft_sampling: str = 'sampled',
+                 min_confidence: float = 0.0) -> lm.LMDrafter | tree_lib.TreeDrafter:
+  """The drafter of chains, or of trees, for a target that samples as `target_sampling` says."""
+  if (gamma is None) == (tree is None):
+    raise ValueError(f'gamma is {gamma} and tree is {tree!r}; one of them must be given, the '
+                     'length of a chain or a tree')
+  shape = None if tree is None else tree_names.parse(tree)
+  if shape is None and (not isinstance(gamma, int) or gamma < 1):
     raise ValueError(f'gamma is {gamma}; it must be an integer of at least 1')
   if draft_sampling not in DRAFT_SAMPLING:
     raise ValueError(f'draft_sampling is {draft_sampling!r}; it must be one of '
@@ -104,11 +116,14 @@ def make_drafter(model: base.Model, *, gamma: int, target_sampling: sampling_lib
   if not 0.0 <= min_confidence < 1.0:
     raise ValueError(f'min_confidence is {min_confidence}; it must lie in [0, 1), and 0 drafts '
                      'gamma tokens always')
-  greedy = draft_sampling == 'greedy'
-  return lm.LMDrafter(
-      module=model.module.unstacked(), gamma=gamma,
-      sampling=sampling_lib.Sampling(temperature=0.0) if greedy else target_sampling,
-      min_confidence=min_confidence)
+  if shape is not None and min_confidence:
+    raise ValueError(f'min_confidence is {min_confidence}, but a tree is drafted as it is; it must '
+                     'be 0')
+  sampling = sampling_lib.Sampling(0.0) if draft_sampling == 'greedy' else target_sampling
+  module = model.module.unstacked()
+  if shape is not None:
+    return tree_lib.TreeDrafter(tree_lib.LanguageModel(module), shape, sampling)
+  return lm.LMDrafter(module, gamma, sampling, min_confidence)
 
 
 def check_pair(target: base.Model, drafter: base.Model) -> tuple[base.Model, base.Model]:

@@ -1,8 +1,8 @@
 """Speculative samples of table models, and the laws that they should follow, enumerated.
 
-`PYTHONPATH=. python tests/laws.py [samples]` draws a million samples, or as many as said, for
-every lossless rule, draft mode, draft length and warp, and for every lossy rule, and prints the
-p-values, corrected for their number.
+`PYTHONPATH=. python tests/laws.py [samples [chains|trees]]` draws a million samples, or as many as
+said, for every lossless rule, draft mode, draft length and warp, for every lossy rule, and for
+every kind of tree, and prints the p-values, corrected for their number.
 """
 
 import dataclasses
@@ -98,7 +98,7 @@ def _warp(sampling):
   return dict(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
 
 
-def _law_after(model, sequence, sampling):
+def law_after(model, sequence, sampling):
   before = sequence[-2] if len(sequence) > 1 else 0
   logits = np.asarray(model.logits_vvv, np.float64)[before, sequence[-1]]
   return tables.warped(logits, **_warp(sampling))
@@ -119,14 +119,14 @@ def cycle_law(case, keep, correct):
     if len(new) == DEPTH or new[-1:] == (structs.EOS_ID,):
       law[new] = law.get(new, 0.0) + probability
       return
-    target_v = _law_after(case.target, sequence, case.sampling)
+    target_v = law_after(case.target, sequence, case.sampling)
     next_v, kept_v = target_v, np.zeros_like(target_v)
     if drafting and position < case.gamma:
-      draft_v = _law_after(draft, sequence, case.draft_sampling)
-      kept_v = draft_v * keep(_law_after(case.target, sequence, judged_by), draft_v)
+      draft_v = law_after(draft, sequence, case.draft_sampling)
+      kept_v = draft_v * keep(law_after(case.target, sequence, judged_by), draft_v)
       refused = 1.0 - kept_v.sum()
       next_v = refused * correct(target_v, draft_v) if refused > 1e-12 else 0.0 * target_v
-    confidence = _law_after(draft, sequence, sampling_lib.Sampling(1.0)).max()
+    confidence = law_after(draft, sequence, sampling_lib.Sampling(1.0)).max()
     for token in range(len(target_v)):
       if kept_v[token] > 0:
         extend([*sequence, token], position + 1, confidence >= case.min_confidence,
@@ -203,10 +203,13 @@ def lossy_grid():
 
 
 def main():
+  import trees  # which knows this file
   num_samples = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-  grid = [*lossless_grid(), *lossy_grid()]
+  grids = dict(chains=(lossless_grid, lossy_grid), trees=(trees.grid,))
+  chosen = sys.argv[2:] or grids
   found = []
-  for name, case, rule, law in grid:
+  for name, case, rule, law in itertools.chain(*(make() for kind in chosen
+                                                 for make in grids[kind])):
     found.append(p_value(case, rule, law=law, num_samples=num_samples))
     print(f'{found[-1]:.4f}  {name}', flush=True)
   print(f'{len(found)} cases of {num_samples} samples each; the smallest p-value is '

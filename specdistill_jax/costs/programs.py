@@ -1,7 +1,7 @@
 """The programs of a study as the compiler gets them: abstract arrays with their layout, no weights.
 
 `train` is the update on stored rows, `on_policy` the update with its rollout inside; `generate`
-decodes the target alone, `draft` the draft alone, `speculate` the chain of both.
+decodes the target alone, `draft` the draft alone, `speculate` both with a chain or a tree.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,9 @@ from specdistill_jax.decoding import chain
 from specdistill_jax.decoding import engine
 from specdistill_jax.decoding import rules
 from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.decoding import tree as tree_lib
 from specdistill_jax.drafters import lm
+from specdistill_jax.drafters import tree as tree_drafter
 from specdistill_jax.losses import objectives
 from specdistill_jax.models import families
 from specdistill_jax.training import rollouts
@@ -135,8 +137,11 @@ def training(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
 
 
 def decoding(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Mesh, *,
-             name: str, gamma: int) -> Program:
-  """Prompts in, tokens out: prefill and the whole loop, in one program."""
+             name: str, shape: int | tree_lib.Tree | tree_lib.Dynamic) -> Program:
+  """Prompts in, tokens out: prefill and the whole loop, in one program.
+
+  `shape` is what `speculate` drafts: the length of a chain, or a tree.
+  """
   settings = config.evaluate
   sampling = sampling_lib.Sampling(max(settings.temperatures), settings.top_k, settings.top_p)
   rule = rules.for_sampling(*settings.rules[0], sampling)
@@ -151,7 +156,8 @@ def decoding(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
     return engine.generation(state, max_new_tokens=new_tokens)
 
   def speculate(target, draft, prompts_bt, lengths_b, key):
-    drafter = lm.LMDrafter(draft, gamma=gamma, sampling=sampling)
+    drafter = (lm.LMDrafter(draft, shape, sampling) if isinstance(shape, int) else
+               tree_drafter.TreeDrafter(tree_drafter.LanguageModel(draft), shape, sampling))
     state = chain.prefill(target, drafter, prompts_bt, lengths_b, key,
                           max_new_tokens=new_tokens)
     state = chain.decode(target, drafter, state, rule=rule, sampling=sampling)
