@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# docs/tpu_slices.md: what each pod config needs on its slice, from the TPU compiler, without a TPU.
+# What each pod config needs on its slice, from the TPU compiler, without a TPU: docs/tpu_slices.md,
+# and the table between the marks `tpu_slices` in README.md.
 #
 #   PYTHON=.venv/bin/python launch/tpu_slices.sh [flags of specdistill_jax.compile]
 #
@@ -13,7 +14,7 @@ page="$root/docs/tpu_slices.md"
 draft="$(mktemp)"
 flags=("$@")
 
-# The command's tables, without its last line, which is the JSON document.
+# The command's tables; its last line, the JSON document, goes to $draft.documents.
 compiled() {
   local status=0
   printf '\n\140python -m specdistill_jax.compile --config=configs/%s.py%s\140\n\n' "$1" \
@@ -24,6 +25,7 @@ compiled() {
     exit "$status"
   fi
   sed '$d' "$draft.tables" >> "$draft"
+  sed -n '$p' "$draft.tables" >> "$draft.documents"
   rm -- "$draft.tables"
 }
 
@@ -63,6 +65,21 @@ for config in "$root"/configs/pod_*.py; do
   printf '\n## %s\n' "$name" >> "$draft"
   compiled "$name"
 done
+"${PYTHON:-python}" -P - "$draft.documents" "$root/README.md" <<'SUMMARY'
+import json
+import pathlib
+import re
+import sys
+
+from specdistill_jax.costs import report
+
+lines, readme = map(pathlib.Path, sys.argv[1:])
+documents = [document for line in lines.read_text().splitlines()
+             for document in json.loads(line)['documents']]
+mark = '<!-- tpu_slices -->'
+made = f'{mark}\n{report.summary(documents)}\n{mark}'
+readme.write_text(re.sub(f'{mark}.*{mark}', lambda _: made, readme.read_text(), flags=re.DOTALL))
+SUMMARY
 
 printf '\n## Growth: as many rows a chip on more chips\n' >> "$draft"
 compiled pod_t5_xl --programs=train --topology=v5e:4x4,v5e:8x8,v5e:16x16 --grow

@@ -118,6 +118,21 @@ def test_what_a_tree_costs_is_not_predicted_from_an_acceptance_rate():
                                             prediction=found)])
 
 
+def test_summary_has_a_line_for_each_study_that_trains():
+  rows = [dict(program='train', topology='v5e:4x4', needs_gib=6.52, hbm_gib=16, fits=True,
+               roofline_seconds=0.0584, mfu=0.59),
+          dict(program='speculate', topology='v5e:1x1', needs_gib=6.24, hbm_gib=16, fits=True)]
+  points = [dict(alpha=alpha, speedup_predicted=9 * alpha) for alpha in (0.7, 0.8)]
+  study = dict(study='one', programs=rows, prediction=dict(predicted=points))
+  no_fit = dict(study='two', prediction=None,
+                programs=[dict(program='train', topology='v4:2x2x1', needs_gib=40.0, hbm_gib=32,
+                               fits=False)])
+  decoding = dict(study='three', programs=rows[1:], prediction=None)
+  _, _, *lines = report.summary([study, no_fit, decoding]).splitlines()
+  assert lines == ['| one | v5e:4x4 | 6.5 of 16 | 58 | 0.59 | v5e:1x1 | 6.2 of 16 | 7.2 |',
+                   '| two | v4:2x2x1 | 40.0 of 32 | - | - | - | - | - |']
+
+
 def rows_of(config_file, topology):
   made = test_configs.load(CONFIGS / f'{config_file}.py').get_config()
   return compile_command.grown(made, topology).distill.train.batch_size

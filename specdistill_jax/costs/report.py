@@ -144,8 +144,9 @@ def table(documents: Sequence[Mapping[str, Any]]) -> str:
                f'{found["needs_gib"]:.2f}', f'{found["hbm_gib"]:g}',
                'yes' if found['fits'] else 'no', *_speed_cells(found)]
       lines.append('| ' + ' | '.join(cells) + ' |')
-  lines += ['', '| study | slice | gamma | c | v | target ms/step | '
-            + 'speed-up at alpha (tau) |', '|' + '---|' * 7]
+  if any(document['prediction'] for document in documents):
+    lines += ['', '| study | slice | gamma | c | v | target ms/step | '
+              + 'speed-up at alpha (tau) |', '|' + '---|' * 7]
   for document in documents:
     if found := document['prediction']:
       points = ', '.join(
@@ -156,6 +157,27 @@ def table(documents: Sequence[Mapping[str, Any]]) -> str:
                    f'{found["tree"] or found["gamma"]} | '
                    f'{found["cost_ratio"]:.3f} | {found["verify_ratio"]:.2f} | '
                    f'{1e3 * found["target_step_seconds"]:.3f} | {points} |')
+  return '\n'.join(lines)
+
+
+def summary(documents: Sequence[Mapping[str, Any]], alpha: float = 0.8) -> str:
+  """Markdown: a line for each study with a training step, its prediction taken at `alpha`."""
+  lines = ['| study | trains on | GiB/chip | step, ms | MFU | decodes on | GiB/chip | '
+           + f'speed-up at {alpha:g} |', '|' + '---|' * 8]
+  for document in documents:
+    by_name = {found['program']: found for found in document['programs']}
+    step, cycle = by_name.get('train'), by_name.get('speculate')
+    if step is None:
+      continue
+    room = lambda found: f'{found["needs_gib"]:.1f} of {found["hbm_gib"]:g}' if found else '-'
+    predicted = [f'{point["speedup_predicted"]:.1f}' for point in
+                 (document['prediction'] or dict(predicted=()))['predicted']
+                 if point['alpha'] == alpha]
+    lines.append('| ' + ' | '.join([
+        document['study'], step['topology'], room(step),
+        f'{1e3 * step["roofline_seconds"]:.0f}' if step['fits'] else '-',
+        f'{step["mfu"]:.2f}' if step['fits'] else '-',
+        cycle['topology'] if cycle else '-', room(cycle), *(predicted or ['-'])]) + ' |')
   return '\n'.join(lines)
 
 
