@@ -101,7 +101,8 @@ def train() -> ml_collections.ConfigDict:
       weight_decay=0.0,
       b1=0.9,
       b2=0.95,
-      clip_norm=1.0,
+      clip_norm=1.0,           # of the whole gradient; None: no limit
+      clip_value=_optional(float),   # of each of its values, before; EAGLE and FSPAD: 0.5
       dropout=0.0,
       weights_dtype='float32',       # float32 | bfloat16: what the passes read; masters: float32
       remat='none',            # none | dots | full: kept of each layer for the backward pass

@@ -136,7 +136,8 @@ TRAIN = dict(
     steps=whole(1), batch_size=whole(1), accumulation=whole(1),
     optimizer=one_of('adamw', 'adafactor'), learning_rate=POSITIVE, warmup_steps=whole(0),
     schedule=one_of('cosine', 'linear', 'constant', 'plateau_cosine'), final_fraction=FRACTION,
-    weight_decay=NOT_NEGATIVE, b1=DECAY, b2=DECAY, clip_norm=optional(POSITIVE), dropout=DECAY,
+    weight_decay=NOT_NEGATIVE, b1=DECAY, b2=DECAY, clip_norm=optional(POSITIVE),
+    clip_value=optional(POSITIVE), dropout=DECAY,
     weights_dtype=DTYPE, remat=one_of('none', 'dots', 'full'),
     log_every=whole(1), eval_every=whole(1), checkpoint_every=whole(1),
     keep_checkpoints=whole(1))

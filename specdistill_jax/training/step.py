@@ -17,6 +17,7 @@ import optax
 
 from specdistill_jax import sharding
 from specdistill_jax import structs
+from specdistill_jax.losses import features
 from specdistill_jax.losses import objectives
 from specdistill_jax.training import rollouts
 from specdistill_jax.training import state as state_lib
@@ -47,9 +48,16 @@ def losses(objective: objectives.Objective, student, teacher, batch: structs.Bat
   """Forward passes and loss sums; the teacher runs only where the objective reads it.
 
   Args:
-    student: a module with `supervise` and `logits`; `teacher` likewise, of the same family.
+    student: a module with `supervise` and `logits`; `teacher` likewise, of the same family. Or a
+      feature-level draft, with `unroll`, whose noise is drawn from `dropout_key`.
     first: positions of a row before it carry no loss: their logits are not computed.
   """
+  if hasattr(student, 'unroll'):
+    teacher = jax.lax.stop_gradient(teacher)
+    return features.feature_loss(
+        objective, student.unroll(teacher, batch, dropout_key),
+        lambda read_btd: student.head(read_btd, teacher), teacher.logits, student.restrict,
+        **student.loss_settings)
   learnt = student.supervise(batch, first=first, dropout_key=dropout_key)
   student_btv = student.logits(learnt.features_btd)
   if not objective.needs_teacher:
@@ -136,7 +144,8 @@ def _make(settings, objective, rollout, mesh, layout, sharding_leaves, treedef):
           student, mesh, 'tensor' if layout == 'sharded' else layout))
       batch, on_policy = rollouts.mix(gathered, batch, rollout_key, rollout)
     grads, totals = gradients(
-        objective, student, teacher, batch, dropout_key if settings.dropout else None,
+        objective, student, teacher, batch,
+        dropout_key if settings.dropout or hasattr(student, 'unroll') else None,
         accumulation=settings.accumulation, mesh=mesh,
         first=0 if rollout is None else rollout.first_supervised)
     updates, opt_state = transformation.update(grads, state.opt_state, state.params)
