@@ -88,6 +88,23 @@ def t5() -> ml_collections.ConfigDict:
   ))
 
 
+def feature_draft(family: str) -> ml_collections.ConfigDict:
+  """A feature-level draft of a decoder, in place of the draft's `decoder()`.
+
+  Trained by `distill` with the objective 'feature'; `draft.train.steps` is 0. Sizes that are
+  not given are the target's. Fields are those of `drafters.fspad` and `drafters.eagle3`.
+  """
+  own = {
+      'eagle': dict(fusion_bias=True, feature_noise=0.2),
+      'fspad': dict(feature_sampling=True, partial_alignment=True, feature_noise=0.2),
+      'eagle3': dict(draft_vocab_size=_optional(int),  # most frequent tokens; None: 32,000 or all
+                     unrolled_steps=7, step_decay=0.8),
+  }
+  return ml_collections.ConfigDict(dict(
+      family=family, num_heads=_optional(int), num_kv_heads=_optional(int),
+      head_dim=_optional(int), mlp_width=_optional(int), **own[family]))
+
+
 def train() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
       steps=300,
@@ -115,7 +132,9 @@ def train() -> ml_collections.ConfigDict:
 
 def distill() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
-      objective='forward_kl',  # forward_kl | reverse_kl | jsd | tvd
+      # forward_kl | reverse_kl | jsd | tvd | acceptance_nll | lk_hybrid; feature, for drafts
+      # of `feature_draft`.
+      objective='forward_kl',
       beta=0.5,                # jsd only
       data_source='draft',     # fixed | target | draft | draft_stored | fixed+draft | target+draft
       student_fraction=0.5,    # lambda, of the sources with a plus

@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 
 from specdistill_jax import sharding
 from specdistill_jax.data import tokenizers
+from specdistill_jax.drafters import families
 from specdistill_jax.models import base
-from specdistill_jax.models import families
 
 MODEL_FILE = 'model.json'
 _ITEMS = ('params', 'optimizer', 'data')

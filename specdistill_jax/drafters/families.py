@@ -19,10 +19,8 @@ FAMILIES = models.FAMILIES | FEATURE_DRAFTS
 
 
 def is_feature_draft(config: Any) -> bool:
-  """Whether a model with this config (or a section with this `family`) reads features."""
-  family = config.get('family') if isinstance(config, Mapping) or hasattr(
-      config, 'to_dict') else config.family
-  return family in FEATURE_DRAFTS
+  """Whether a model with this config, or with this section as its config, reads features."""
+  return getattr(config, 'family', models.DEFAULT) in FEATURE_DRAFTS
 
 
 def config(fields: Mapping[str, Any], target: Any = None, **more: Any) -> Any:

@@ -93,9 +93,10 @@ def for_target(cls: type[FeatureConfig], fields: Mapping[str, Any], target: Any)
   Raises:
     ValueError: the target is no decoder with rotary positions, or the widths differ.
   """
-  if getattr(target, 'family', None) != 'decoder' or target.position != 'rope':
+  kind = getattr(target, 'family', None)
+  if kind != 'decoder' or target.position != 'rope':
     raise ValueError(f'the draft is of the family {cls.family!r}, which needs a target that is a '
-                     f'decoder with rotary positions, and the target is a {target.family}')
+                     f'decoder with rotary positions, and the target is a {kind}')
   given = {name: value for name, value in fields.items()
            if value is not None and name != 'family'}
   config = cls(**{name: getattr(target, name) for name in FROM_TARGET} | cls.defaults_for(target)

@@ -77,6 +77,8 @@ def method(row: Mapping[str, Any]) -> str:
     return STANDARD
   if row['objective'] == 'cross_entropy':
     return CONTROL
+  if row['objective'] == 'feature':  # a feature-level draft by its own recipe
+    return f'{row["draft"]} ({row["data_source"]})'
   return f'DistillSpec ({row["objective"]}, {row["data_source"]})'
 
 

@@ -388,7 +388,7 @@ class Decoder(nnx.Module):
     if any(not 0 <= index < self.config.num_layers for index in layer_indices):
       raise ValueError(f'layers {layer_indices} can\'t be captured: the decoder has layers 0 to '
                        f'{self.config.num_layers - 1}')
-    copied = copy.copy(self)
+    copied = jax.tree.map(lambda x: x, self)  # made in this trace, so that it may be changed
     copied.captured = tuple(layer_indices)
     return copied
 

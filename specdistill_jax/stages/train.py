@@ -15,9 +15,10 @@ from specdistill_jax import sharding
 from specdistill_jax.checkpoints import pretrained
 from specdistill_jax.checkpoints import store
 from specdistill_jax.data import shards
+from specdistill_jax.drafters import families
 from specdistill_jax.losses import objectives
 from specdistill_jax.models import base
-from specdistill_jax.models import families
+from specdistill_jax.stages import feature_drafts
 from specdistill_jax.stages import heldout
 from specdistill_jax.training import rollouts
 from specdistill_jax.training import state as state_lib
@@ -67,6 +68,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, which: str) ->
   From scratch, or from `init_from`: then with 0 steps the model is taken as it is.
   """
   section, data = config[which], workdir / 'data'
+  if families.is_feature_draft(section.model):
+    feature_drafts.start(config, workdir)
+    return
   if section.init_from is not None:
     _run_imported(config, workdir, which)
     return
