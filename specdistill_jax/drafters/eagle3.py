@@ -20,7 +20,7 @@ import numpy as np
 from specdistill_jax import structs
 from specdistill_jax.drafters import feature_config
 from specdistill_jax.models import cache as cache_lib
-from specdistill_jax.models import decoder
+from specdistill_jax.models import decoder_layers
 from specdistill_jax.models import layers
 
 NUM_CAPTURED = 3
@@ -110,9 +110,10 @@ class Eagle3(nnx.Module):
     self.fusion_de = feature_config.linear_init(rngs, d, NUM_CAPTURED * d)
     self.embedding_norm = feature_config.norm(config)
     self.carried_norm = feature_config.norm(config)
-    self.attention = decoder.Attention(layer, rngs=rngs, input_width=2 * d, init=layers.uniform)
+    self.attention = decoder_layers.Attention(layer, rngs=rngs, input_width=2 * d,
+                                              init=layers.uniform)
     self.mlp_norm = feature_config.norm(config)
-    self.mlp = decoder.MLP(layer, rngs=rngs, init=layers.uniform)
+    self.mlp = decoder_layers.MLP(layer, rngs=rngs, init=layers.uniform)
     self.final_norm = feature_config.norm(config)
     self.head_vd = feature_config.linear_init(rngs, config.draft_vocab_size, d)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from specdistill_jax import structs
 from specdistill_jax.drafters import feature_config
 from specdistill_jax.models import cache as cache_lib
-from specdistill_jax.models import decoder
+from specdistill_jax.models import decoder_layers
 from specdistill_jax.models import layers
 
 NOISE_LENGTH = 512  # tokens of a row at which the noise has its nominal width
@@ -92,10 +92,10 @@ class Eagle(nnx.Module):
     self.fusion_bias_d = (layers.uniform(rngs.params(), (d,), 2 * d) if config.fusion_bias
                           else None)
     self.sampling = FeatureSampling(config, rngs=rngs) if config.feature_sampling else None
-    self.attention = decoder.Attention(layer, rngs=rngs, init=layers.uniform)
+    self.attention = decoder_layers.Attention(layer, rngs=rngs, init=layers.uniform)
     self.mlp_norm = feature_config.norm(config)
-    self.mlp = decoder.MLP(layer, rngs=rngs, init=layers.uniform,
-                           output_width=2 * d if config.partial_alignment else d)
+    self.mlp = decoder_layers.MLP(layer, rngs=rngs, init=layers.uniform,
+                                  output_width=2 * d if config.partial_alignment else d)
 
   def inputs(self, features: dict[str, jax.Array]) -> jax.Array:
     """What is carried beside a token at a verified position: the target's last feature."""

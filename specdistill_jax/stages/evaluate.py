@@ -232,7 +232,8 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
         wanted[index, way] = fields
   if not wanted:
     return
-  built = {(index, way): _build(target, drafts[index], way, sampling) for index, way in wanted}
+  built = {(index, way): _build(target, drafts[index], way, sampling)
+           for index, way in wanted}
   measured = latency.measure(  # all drafts of a study are of one kind
       api.decoding_module(target, drafts[0].model), built, prompts.batches, jax.random.key(config.seed),
       sampling=sampling, max_new_tokens=settings.max_new_tokens,

@@ -1,8 +1,8 @@
 """Where a feature-level draft begins: the draft stage, which has nothing to train it on alone.
 
-It copies the draft in `init_from`, or writes a fresh one, with the sizes of the trained target and, for EAGLE-3, the tokens that
-the training data hold most often. `distill` trains every arm from there, and `evaluate` measures
-it beside them as the draft before any training.
+It copies the draft in `init_from`, or writes a fresh one, with the sizes of the trained target
+and, for EAGLE-3, the tokens that the training data hold most often. `distill` trains every arm
+from there, and `evaluate` measures it beside them as the draft before any training.
 """
 
 import functools
