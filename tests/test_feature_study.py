@@ -91,7 +91,8 @@ def test_a_study_from_end_to_end(target, tmp_path, family):
   assert trained['block_efficiency'] > untrained['block_efficiency']
   assert trained['draft'].startswith(f'{family} 1x16') and trained['cost_ratio'] > 0
   report.run(config, workdir)
-  assert f'{family} 1x16 (fixed)' in (workdir / 'report.md').read_text()
+  written = (workdir / 'report.md').read_text()
+  assert f'draft: {family} 1x16' in written and 'feature-level draft (fixed)' in written
 
 
 def test_an_interrupted_run_resumes_bit_for_bit(target, tmp_path):

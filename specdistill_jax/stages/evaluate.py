@@ -235,8 +235,8 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
   built = {(index, way): _build(target, drafts[index], way, sampling)
            for index, way in wanted}
   measured = latency.measure(  # all drafts of a study are of one kind
-      api.decoding_module(target, drafts[0].model), built, prompts.batches, jax.random.key(config.seed),
-      sampling=sampling, max_new_tokens=settings.max_new_tokens,
+      api.decoding_module(target, drafts[0].model), built, prompts.batches,
+      jax.random.key(config.seed), sampling=sampling, max_new_tokens=settings.max_new_tokens,
       progress=_track(f'temperature {temperature:g}'))
   metric = shards.read_metadata(path.parent / 'data', 'validation')['metric']
   overlaps = {index: _overlaps(target, drafts[index], prompts, measured.alone, sampling)
