@@ -6,7 +6,6 @@ id of each token less its own, and `t2d`, bool, which of the target's tokens it 
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -169,7 +168,8 @@ def save(model: base.Model, directory: pathlib.Path | str, *, dtype: str | None 
   """Writes a draft as its authors do; arguments and errors as of `hf.save`."""
   config = model.config
   tensors = list(key_tables.tensors(table(config), model.module, dtype))
-  hub = hf_decoder.from_config(dataclasses.replace(config.layer(), tie_embeddings=False))
+  hub = hf_decoder.from_config(dataclasses.replace(
+      config.layer(), tie_embeddings=False, remat='none'))
   # As older readers want it, beside transformers' rope_parameters.
   hub |= dict(rope_theta=config.rope_theta, architectures=[ARCHITECTURES[config.family]],
               dtype=str(tensors[0].dtype), torch_dtype=str(tensors[0].dtype), bias=False)
