@@ -9,6 +9,7 @@ import pytest
 
 import drafts
 from configs import common
+from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.checkpoints import key_tables
 from specdistill_jax.drafters import feature_config
@@ -184,6 +185,21 @@ def test_divergences_hold_for_feature_drafts_too(kind, name):
     law = jax.nn.log_softmax(teacher().logits_btv[:, 1:])
     entropy = -np.sum(np.sum(np.exp(law) * law, axis=-1) * mask_bt[:, :-1]) / mask_bt.sum()
     np.testing.assert_allclose(value, cross.loss - entropy, rtol=1e-4)
+
+
+@pytest.mark.parametrize('kind', ['fspad', 'eagle3'])
+def test_micro_batches_add_up_to_the_large_one(kind):
+  """By the number of supervised positions, and by that of all positions, however they fall."""
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  grads, totals = jax.jit(functools.partial(
+      step.gradients, FEATURE, first=0, mesh=mesh, dropout_key=None, accumulation=2))(
+          draft(kind).module, TARGET.module, BATCH)
+  whole = jax.jit(functools.partial(step.losses, FEATURE))(
+      draft(kind).module, TARGET.module, BATCH)
+  np.testing.assert_allclose(totals.loss, whole.loss, rtol=1e-5)
+  for name, grad in key_tables.by_path(grads).items():
+    np.testing.assert_allclose(grad, gradient(kind)[name] / whole.weight, rtol=1e-4, atol=1e-5,
+                               err_msg=name)
 
 
 def test_smooth_l1_is_pytorchs():
