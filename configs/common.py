@@ -110,6 +110,7 @@ def train() -> ml_collections.ConfigDict:
       steps=300,
       batch_size=16,           # rows a step, over all devices
       accumulation=1,          # micro-batches a step
+      head_chunk=_optional(int),     # positions of a row whose logits exist at a time; None: all
       optimizer='adamw',       # adamw | adafactor
       learning_rate=1e-3,      # peak
       warmup_steps=20,

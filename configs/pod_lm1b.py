@@ -8,7 +8,8 @@ Zhou et al., arXiv 2310.08461, give the totals of the two GPT-like decoders and 
 shapes, vocabulary of 32,000, rows of 64 tokens and 1,024 rows a step are guesses. The recipe is
 that of pod_t5_xl.
 
-Slice: v5e:4x4. Both models are small: each chip has both, and its own rows.
+Slice: v5e:4x4. Both models are small: each chip has both, and its own rows. Decoding, batch 1,
+takes one chip (v5e:1x1).
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 
@@ -37,8 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.distill.train.update(
       steps=300_000, batch_size=1024, optimizer='adafactor', learning_rate=3e-4,
       warmup_steps=5_000, schedule='plateau_cosine', weights_dtype='bfloat16', remat='full',
-      log_every=100, eval_every=10_000, checkpoint_every=10_000)
+      head_chunk=16, log_every=100, eval_every=10_000, checkpoint_every=10_000)
   config.evaluate.update(gammas=(3, 5, 7), max_new_tokens=56, num_prompts=500,
-                         topology='v5e:2x2')
-  config.evaluate.mesh.tensor = -1
+                         topology='v5e:1x1')
   return config

@@ -7,9 +7,9 @@
 As pod_llama3_70b, on v4: 16 chips with twice the memory hold a teacher of half the size.
 Settings are ours: no paper distils this pair.
 
-Slice: v4:2x2x4. The teacher lies in bfloat16 over all 16 chips and is gathered layer by layer; the
-student's masters and optimizer state likewise. Decoding, batch 1, splits the target over 8
-chips.
+Slice: v4:2x2x4. Both models lie over all 16 chips, the teacher in bfloat16: heads, MLP and
+vocabulary over 4 (tensor), the width over 4, from which they are gathered layer by layer. Decoding, batch 1, splits both models over the 8
+chips of v4:2x2x2.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 
@@ -24,7 +24,7 @@ from configs import common
 def get_config() -> ml_collections.ConfigDict:
   config = common.study('pod_qwen3_32b')
   config.topology = 'v4:2x2x4'
-  config.mesh.update(data=1, fsdp=16)
+  config.mesh.update(data=1, fsdp=-1, tensor=4)
   config.task.update(name='conversations', vocab_size=151_936, max_length=1024,
                      chat_template='qwen', train_files=('gs://your-bucket/chats.jsonl',),
                      vocabulary='gs://your-bucket/qwen3.model')
@@ -39,7 +39,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.distill.rollout.max_new_tokens = 256
   config.distill.train.update(
       steps=10_000, batch_size=32, learning_rate=1e-4, warmup_steps=500,
-      weights_dtype='bfloat16', remat='full', eval_every=1_000, checkpoint_every=1_000)
+      weights_dtype='bfloat16', remat='full', head_chunk=256, eval_every=1_000,
+      checkpoint_every=1_000)
   config.evaluate.update(gammas=(3, 5), max_new_tokens=256, num_prompts=80,
                          topology='v4:2x2x2')
   config.evaluate.mesh.tensor = -1

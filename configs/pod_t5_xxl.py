@@ -7,11 +7,9 @@
 The pair of Leviathan et al. 2023 (arXiv 2211.17192), distilled with the recipe of pod_t5_xl;
 prompts and translations of 80 tokens.
 
-Slice: v4:2x2x4. The teacher lies in bfloat16, split over 16 chips and gathered layer by layer;
-the student is on every chip. Rows are so short that the gathering takes the network longer than
-the products take the chip; a teacher on every chip (mesh.fsdp=1, target.layout=replicated) would
-spare it, and has not been compiled. Decoding, batch 1, splits the heads of the target over 8
-chips.
+Slice: v4:2x2x4. Teacher and student are on every chip, the teacher in bfloat16. Rows are so short
+that a teacher split over the chips and gathered layer by layer would take the network longer than
+the products take the chip. Decoding, batch 1, takes one chip (v4:1x1x1), as published.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 
@@ -28,14 +26,13 @@ from configs import common
 def get_config() -> ml_collections.ConfigDict:
   config = common.study('pod_t5_xxl')
   config.topology = 'v4:2x2x4'
-  config.mesh.update(data=1, fsdp=16)
   config.task.update(name='wmt14_en_de', vocab_size=32_128, max_length=160,
                      data_dir='gs://your-bucket/tfds', vocabulary='gs://your-bucket/t5.model')
 
   config.target.model = common.t5()
   config.target.model.update(num_encoder_layers=24, num_decoder_layers=24, width=4096,
                              num_heads=64, head_dim=64, mlp_width=10_240, dtype='bfloat16')
-  config.target.weights_dtype = 'bfloat16'
+  config.target.update(weights_dtype='bfloat16', layout='replicated')
   config.draft.model = common.t5()
   config.draft.model.update(num_encoder_layers=8, num_decoder_layers=8, width=512, num_heads=6,
                             head_dim=64, mlp_width=1024, dtype='bfloat16')
@@ -47,6 +44,5 @@ def get_config() -> ml_collections.ConfigDict:
       warmup_steps=5_000, schedule='plateau_cosine', weights_dtype='bfloat16', remat='full',
       log_every=100, eval_every=10_000, checkpoint_every=10_000)
   config.evaluate.update(gammas=(3, 5, 7), max_new_tokens=80, num_prompts=500,
-                         topology='v4:2x2x2')
-  config.evaluate.mesh.tensor = -1
+                         topology='v4:1x1x1')
   return config

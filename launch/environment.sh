@@ -5,6 +5,7 @@
 # A file that is called *-optional.txt is tried after the others, and may fail.
 # Does nothing if .venv already holds these very requirements: a stamp in it records their hash.
 # For bash; works under `set -euo pipefail`, from any directory.
+# shellcheck shell=bash disable=SC2034,SC2317  # PYTHON is for whoever sources this
 
 _root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 _venv="$_root/.venv"

@@ -3,6 +3,7 @@
   python -m specdistill_jax.compile --config=configs/pod_t5_xl.py
   python -m specdistill_jax.compile --config=... --topology=v5e:4x4,v5e:16x16 --programs=train
   python -m specdistill_jax.compile --config=... --topology=v5e --sweep
+  python -m specdistill_jax.compile --config=... --topology=v5e:4x4,v5e:16x16 --grow
 
 Needs libtpu beside JAX: launch/requirements-tpu-compile.txt. Nothing is initialised and no data
 are read. The last line of standard output is one JSON document; before it stands a table.
@@ -68,7 +69,8 @@ def build(config: ml_collections.ConfigDict, name: str, topology: str, gamma: in
 
 def document(config: ml_collections.ConfigDict, topology: str, decode_topology: str,
              names: Sequence[str], *, gamma: int, alpha: float | None = None,
-             tau: float | None = None, keep: pathlib.Path | None = None) -> dict[str, Any]:
+             tau: float | None = None, keep: pathlib.Path | None = None, all_fit: bool = False
+             ) -> dict[str, Any]:
   """Compiles programs of a study for a slice, and says what they cost there.
 
   Args:
@@ -77,6 +79,7 @@ def document(config: ml_collections.ConfigDict, topology: str, decode_topology: 
     gamma: drafted tokens a cycle.
     alpha, tau: acceptance rate or block efficiency of the prediction; None: a curve.
     keep: folder of finished compilations.
+    all_fit: whether to stop at the first program that does not fit.
   """
   rows = {}
   for name in names:
@@ -84,6 +87,8 @@ def document(config: ml_collections.ConfigDict, topology: str, decode_topology: 
     print(f'[compile] {config.study}: {name} for {place}', file=sys.stderr, flush=True)
     program = build(config, name, place, gamma)
     rows[name] = report.row(program, ahead.run(program, place, keep), place)
+    if all_fit and not rows[name]['fits']:
+      break
   return dict(study=config.study, topology=topology, decode_topology=decode_topology,
               jax_version=jax.__version__, fits=all(found['fits'] for found in rows.values()),
               programs=list(rows.values()),
@@ -96,6 +101,18 @@ def sweep(kind: str) -> list[str]:
     raise ValueError(f'--sweep goes over the slices of one chip, and --topology is {kind!r}; it '
                      f'must be one of {", ".join(chips.SLICES)}')
   return [f'{kind}:{shape}' for shape in chips.SLICES[kind]]
+
+
+def grown(config: ml_collections.ConfigDict, topology: str) -> ml_collections.ConfigDict:
+  """The config with as many rows a chip as it trains on its own slice."""
+  made = config.copy_and_resolve_references()
+  rows = config.distill.train.batch_size * chips.count(topology)
+  if config.topology is None or rows % chips.count(config.topology):
+    raise ValueError(f'--grow keeps the rows a chip of config.topology, {config.topology}, and '
+                     f'{config.distill.train.batch_size} rows there make no whole number of rows '
+                     f'on {topology}')
+  made.distill.train.batch_size = rows // chips.count(config.topology)
+  return made
 
 
 def run(values: flags.FlagValues) -> dict[str, Any]:
@@ -119,8 +136,9 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
   for topology in slices:
     own = values.decode_topology or (None if values.topology else config.evaluate.topology)
     try:
-      found = document(config, topology, own or topology, names, gamma=gamma,
-                       alpha=values.alpha, tau=values.tau, keep=keep)
+      found = document(grown(config, topology) if values.grow else config, topology,
+                       own or topology, names, gamma=gamma, alpha=values.alpha, tau=values.tau,
+                       keep=keep, all_fit=values.sweep)
     except ValueError as error:
       if not values.sweep:
         raise
@@ -131,7 +149,12 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
       smallest = topology
       break
   print(report.table(documents))
-  return dict(documents=documents, smallest_that_fits=smallest)
+  growth = report.growth(documents) if values.grow else None
+  if growth:
+    print('\n' + report.growth_table(growth))
+  if values.sweep:
+    print(f'\nSmallest slice of {slices[0].partition(":")[0]} that fits: {smallest}')
+  return dict(documents=documents, smallest_that_fits=smallest, growth=growth)
 
 
 def _flags() -> flags.FlagValues:
@@ -152,6 +175,8 @@ def _flags() -> flags.FlagValues:
   flags.DEFINE_float('alpha', None, 'Acceptance rate of the prediction.', flag_values=values)
   flags.DEFINE_float('tau', None, 'Block efficiency of the prediction.', flag_values=values)
   flags.DEFINE_bool('sweep', False, 'Find the smallest slice that fits.', flag_values=values)
+  flags.DEFINE_bool('grow', False, 'Rows a step grow with the chips, from those of the config on '
+                    'its own slice.', flag_values=values)
   return values
 
 

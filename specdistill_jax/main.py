@@ -4,6 +4,12 @@
   python -m specdistill_jax.main --config=... --workdir=W --stages=distill,evaluate
   python -m specdistill_jax.main --config=... --workdir=W --config.distill.objective=reverse_kl
   python -m specdistill_jax.main --config=... --workdir=W --stages=report --max_quality_drop=0.01
+  python -m specdistill_jax.main --config=... --workdir=W --replay=step_123
+  python -m specdistill_jax.main --config=... --workdir=W --sweep=all    (or --sweep=3, one cell)
+
+The same command on every host of a TPU slice, or of a SLURM job, is one run on all of them.
+Exit status: 0 done; 2 after one `error:` line about what must be changed; 75 stopped with all
+saved, by SIGTERM, a maintenance notice or the loss of a host: the same command goes on.
 
 `run` is the same from a notebook. Stages and JAX are imported when they are needed, so that a
 misspelt flag is answered at once.
@@ -11,6 +17,7 @@ misspelt flag is answered at once.
 
 from collections.abc import Sequence
 import difflib
+import functools
 import importlib
 import importlib.util
 import os
@@ -24,6 +31,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
+from specdistill_jax import processes
 from specdistill_jax.stages import checks
 from specdistill_jax.stages import workdirs
 
@@ -65,6 +73,9 @@ def _check_stages(config: ml_collections.ConfigDict, workdir: pathlib.Path,
 
 
 def _run_stage(stage: str, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Training stages run on all processes; the others on the first, while the rest wait."""
+  if stage not in ('target', 'draft', 'distill') and not processes.is_first():
+    return
   if stage in ('target', 'draft'):
     train = importlib.import_module('specdistill_jax.stages.train')
     train.run(config, workdir, which=stage)
@@ -102,21 +113,42 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str],
   for stage in stages:
     path = workdirs.done_path(workdir, stage)
     # A report takes seconds, and may be asked another question of the same rows.
-    if path.exists() and stage != 'report':
-      print(f'[{stage}] already done; delete {path} to run it again', flush=True)
+    if stage != 'report' and processes.agree(f'{stage} is done', path.exists):
+      processes.say(f'[{stage}] already done; delete {path} to run it again')
       continue
-    print(f'[{stage}]', flush=True)
+    processes.say(f'[{stage}]')
     stage_started = time.perf_counter()
     _run_stage(stage, config, workdir)
+    processes.meet(f'end of {stage}')
     seconds[stage] = time.perf_counter() - stage_started
-    workdirs.write_atomically(path, dict(stage=stage, wall_seconds=round(seconds[stage], 3)))
-    print(f'[{stage}] {seconds[stage]:.1f} s', flush=True)
-  if 'report' in stages:
+    if processes.is_first():
+      workdirs.write_atomically(path, dict(stage=stage, wall_seconds=round(seconds[stage], 3)))
+    processes.say(f'[{stage}] {seconds[stage]:.1f} s')
+  if 'report' in stages and processes.is_first():
     importlib.import_module('specdistill_jax.stages.report').show(config, workdir)
   each = ', '.join(f'{stage} {spent:.1f} s' for stage, spent in seconds.items())
   total = time.perf_counter() - started
-  print(f'total wall time {total:.1f} s ({each or "nothing left to do"})', flush=True)
+  processes.say(f'total wall time {total:.1f} s ({each or "nothing left to do"})')
   return seconds
+
+
+def replay(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], step: str) -> None:
+  """Repeats a step that was not finite, and prints which row and parameter were so first.
+
+  Args:
+    step: `step_123`, or the path of the batch that training kept.
+  """
+  workdir = pathlib.Path(workdir)
+  checks.check(config)
+  workdirs.check(config, workdir)
+  module = importlib.import_module('specdistill_jax.stages.replay')
+  path, about = module.find(workdir, step)
+  fit = functools.partial(module.fit, path=path, about=about)
+  if about['stage'] == 'distill':
+    importlib.import_module('specdistill_jax.stages.distill').run(config, workdir, fit=fit)
+  else:
+    importlib.import_module('specdistill_jax.stages.train').run(
+        config, workdir, about['stage'], fit=fit)
 
 
 def quickstart(workdir: str | os.PathLike[str]) -> dict[str, float]:
@@ -140,8 +172,29 @@ def _explain_override(argv: Sequence[str], config: Any) -> str | None:
   return None
 
 
-def _load_config(path: str) -> ml_collections.ConfigDict:
-  """`get_config()` of a config file, or `get_config(argument)` of `file:argument`, locked."""
+def _load_config(path: str, cell: str | None = None) -> ml_collections.ConfigDict:
+  """`get_config()` of a config file, or `get_config(argument)` of `file:argument`, locked.
+
+  With `cell`, a number, the overrides of that cell of the file's `get_sweep()` are in it.
+  """
+  module, arguments = _config_module(path)
+  config = module.get_config(*arguments).lock()
+  if cell is not None:
+    cells = _sweep(module, path)
+    if not cell.isdecimal() or int(cell) >= len(cells):
+      raise ValueError(f'--sweep is {cell!r}; give all, or a cell from 0 to {len(cells) - 1}')
+    config.update_from_flattened_dict(cells[int(cell)])
+  return config
+
+
+def _sweep(module: Any, path: str) -> Sequence[dict[str, Any]]:
+  if not hasattr(module, 'get_sweep'):
+    raise ValueError(f'--sweep needs get_sweep() in {path}, a list of overrides of its config')
+  return module.get_sweep()
+
+
+def _config_module(path: str) -> tuple[Any, list[str]]:
+  """The module of a config file, and what `get_config` is to be given."""
   file, colon, argument = path.partition(':')
   if not pathlib.Path(file).is_file():
     raise ValueError(f'--config names {file!r}, which is not a file; name one such as '
@@ -151,25 +204,26 @@ def _load_config(path: str) -> ml_collections.ConfigDict:
   spec = importlib.util.spec_from_file_location('config_file', file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config(*[argument] if colon else []).lock()
+  return module, [argument] if colon else []
 
 
-def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-  """The path after --config, and the other arguments."""
-  path, rest = None, []
+def _split(argv: Sequence[str], wanted: str) -> tuple[str | None, list[str]]:
+  """The value of the flag `wanted`, and the other arguments."""
+  found, rest = None, []
   arguments = iter(argv)
   for argument in arguments:
     name, equals, value = argument.lstrip('-').partition('=')
-    if argument.startswith('-') and name == 'config':
-      path = value if equals else next(arguments, '')
+    if argument.startswith('-') and name == wanted:
+      found = value if equals else next(arguments, '')
     else:
       rest.append(argument)
-  return path, rest
+  return found, rest
 
 
 def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
   """Flags with the config loaded, or None after printing the help."""
-  path, argv = _split_config(argv)
+  path, argv = _split(argv, 'config')
+  cell, argv = _split(argv, 'sweep')
   values = flags.FlagValues()
   flags.DEFINE_string('workdir', None, 'Directory of the study.', flag_values=values)
   flags.DEFINE_list('stages', None, f'Only these stages, of {",".join(STAGES)}.',
@@ -177,12 +231,26 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
   flags.DEFINE_float('max_quality_drop', None, "Share of the target's quality that may be spent "
                      'on speed: the report names the fastest setting within it. Short for '
                      '--config.evaluate.max_quality_drop.', flag_values=values)
+  flags.DEFINE_string('sweep', None, "A cell of the config's get_sweep(), from 0; or all, one "
+                      'after the other, each in a folder of the workdir.', flag_values=values)
+  flags.DEFINE_string('replay', None, 'Look again at a step that was not finite: step_123, or '
+                      'the path of its batch.', flag_values=values)
+  flags.DEFINE_list('profile_steps', None, 'Trace these steps, first and last, as in 10,15, '
+                    'into the workdir\'s folder profile.', flag_values=values)
+  flags.DEFINE_enum('distributed', 'auto', processes.MODES, 'Several processes: auto joins the '
+                    'ones that JAX detects (Cloud TPU, GKE, SLURM), explicit those that the '
+                    'next flags name.', flag_values=values)
+  flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0.', flag_values=values)
+  flags.DEFINE_integer('num_processes', None, 'Of the run.', flag_values=values)
+  flags.DEFINE_integer('process_id', None, 'Of this one, from 0.', flag_values=values)
+  flags.DEFINE_integer('heartbeat_seconds', 30, 'A process that was silent for so long is taken '
+                       'for dead.', flag_values=values)
   if '--help' in argv:
     print(f'{__doc__}\nflags:\n{values.get_help()}')
     return None
   if path is None:
     raise ValueError('--config is missing; give one, as in --config=configs/quickstart.py')
-  config = _load_config(path)
+  config = _load_config(path, cell)
   sentence = _explain_override(argv, config)
   if sentence:
     raise ValueError(sentence)
@@ -216,9 +284,80 @@ def _is_sentence(error: BaseException) -> bool:
   return ours and (innermost.line or '').startswith('raise ')
 
 
+def _profiled(steps: Sequence[str] | None) -> tuple[int, int] | None:
+  if steps is None:
+    return None
+  if len(steps) != 2 or not all(step.isdecimal() for step in steps):
+    raise ValueError(f'--profile_steps is {",".join(steps)!r}; give the first and the last step, '
+                     'as in 10,15')
+  return int(steps[0]), int(steps[1])
+
+
+def _study(values: flags.FlagValues) -> None:
+  """What the flags ask for, in this process."""
+  if steps := _profiled(values.profile_steps):
+    importlib.import_module('specdistill_jax.training.profiling').request(*steps)
+  if values.replay is not None:
+    replay(values.config, values.workdir, values.replay)
+  else:
+    run(values.config, values.workdir, values.stages)
+
+
+def _program(values: flags.FlagValues, cluster: processes.Cluster | None) -> int:
+  """The exit status of the study, as one of the processes of `cluster`, or alone."""
+  preemption = importlib.import_module('specdistill_jax.training.preemption')
+  try:
+    if cluster is not None:
+      processes.join(cluster)
+    preemption.watch(second_ends=cluster is None)
+    _study(values)
+    processes.leave()
+  except preemption.Stopped as stopped:
+    processes.leave()
+    processes.say(f'stopped and saved: {stopped}; exit status {processes.EXIT_AGAIN}: the same '
+                  'command goes on')
+    return processes.EXIT_AGAIN
+  except Exception as error:  # told apart below; the unexpected goes on with its traceback
+    if processes.is_lost_peer(error):
+      print(f'error: lost another process of this run ({" ".join(str(error).split())[:300]}); '
+            f'exit status {processes.EXIT_AGAIN}: run the same command on all hosts again, and '
+            'it goes on from the last checkpoint', file=sys.stderr, flush=True)
+      return processes.EXIT_AGAIN
+    if not _is_sentence(error):
+      raise
+    return _refuse(error)
+  return 0
+
+
+def _refuse(error: BaseException) -> int:
+  print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
+  return 2
+
+
+def _all_cells(argv: list[str]) -> int:
+  """Runs each cell of a sweep; the first status that is not 0 ends it."""
+  path, rest = _split(_split(argv, 'sweep')[1], 'config')
+  workdir, rest = _split(rest, 'workdir')
+  try:
+    if path is None or workdir is None:
+      raise ValueError('--sweep=all needs --config and --workdir')
+    cells = _sweep(_config_module(path)[0], path)
+  except ValueError as error:
+    return _refuse(error)
+  for cell in range(len(cells)):
+    print(f'[cell {cell}] {cells[cell]}', flush=True)
+    status = main([*rest, f'--config={path}', f'--workdir={workdir}/cell-{cell}',
+                   f'--sweep={cell}'])
+    if status:
+      return status
+  return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-  """The command. Returns the exit status: 0, or 2 after printing one `error:` line."""
+  """The command. Returns the exit status: 0, 2 after printing one `error:` line, or 75."""
   argv = list(sys.argv if argv is None else argv)
+  if _split(argv, 'sweep')[0] == 'all':
+    return _all_cells(argv)
   try:
     values = _parse(argv)
     if values is None:
@@ -226,13 +365,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if values.workdir is None:
       raise ValueError('--workdir is missing; give the directory of the study, as in '
                        '--workdir=runs/quickstart')
-    run(values.config, values.workdir, values.stages)
-  except Exception as error:  # told apart below; the unexpected goes on with its traceback
+    if '://' in values.workdir:
+      raise ValueError(f'--workdir is {values.workdir}; it must be a path of a file system: mount '
+                       'a bucket, with gcsfuse for one, and give the path where it is mounted')
+    _profiled(values.profile_steps)
+    cluster = processes.cluster(values.distributed, processes.Cluster(
+        values.coordinator_address, values.num_processes, values.process_id,
+        values.heartbeat_seconds))
+  except Exception as error:
     if not _is_sentence(error):
       raise
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
-    return 2
-  return 0
+    return _refuse(error)
+  program = functools.partial(_program, values, cluster)
+  return program() if cluster is None else processes.supervised(program)
 
 
 if __name__ == '__main__':

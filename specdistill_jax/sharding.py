@@ -16,20 +16,22 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 AXES = ('data', 'fsdp', 'tensor')
 
 # Letter of the shape legend (structs.py) -> mesh axis. Letters that are not here stay whole.
-_HEADS = dict(n='tensor', k='tensor', f='tensor', v='tensor')
+_HEADS = dict(n='tensor', k='tensor', f='tensor', v='tensor', w='tensor')
 LAYOUTS = {
     'sharded': dict(d='fsdp', **_HEADS),  # gathered layer by layer over fsdp (ZeRO-3)
     'tensor': _HEADS,                     # no gathering: for decoding, and for small students
     'replicated': {},
 }
 DEFAULT_LAYOUT = 'sharded'
-ACTIVATIONS = dict(b=('data', 'fsdp'), **_HEADS)
+ROWS = ('data', 'fsdp')
+ACTIVATIONS = dict(b=ROWS, **_HEADS)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1,
@@ -111,8 +113,48 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
+  # Under `over_rows` a device has its own rows already.
+  rules = _HEADS if set(ROWS) <= set(mesh.manual_axes) else ACTIVATIONS
   return jax.lax.with_sharding_constraint(
-      x, PartitionSpec(*_fitted(letters, x.shape, ACTIVATIONS, mesh)))
+      x, PartitionSpec(*_fitted(letters, x.shape, rules, mesh)))
+
+
+def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+  """`function(whole, rows) -> (sums, of_rows)`, with each device at its own rows alone.
+
+  Left to the compiler, a loop over parts of the rows gathers its weights and adds up their
+  gradients over the devices in each turn. So both happen once, outside: `whole` is what all
+  devices need, `sums` what is added over them; a sum stays spread over fsdp by its last axis,
+  as gradients of `_vd` are. Without a mesh in context, and where the rows don't divide, it is
+  the function itself.
+  """
+  def spread(whole, rows):
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else rows_per_step(mesh)
+    if ways == 1 or jax.tree.leaves(rows)[0].shape[0] % ways:
+      return function(whole, rows)
+
+    def layout(x):
+      scattered = x.ndim and x.shape[-1] % mesh.shape['fsdp'] == 0
+      return PartitionSpec(*[None] * (x.ndim - 1), 'fsdp') if scattered else PartitionSpec()
+
+    def add_up(x, spec):
+      if 'fsdp' not in spec:
+        return jax.lax.psum(x, ROWS)
+      x = jax.lax.psum_scatter(x, 'fsdp', scatter_dimension=x.ndim - 1, tiled=True)
+      return jax.lax.psum(x, 'data')
+
+    layouts = jax.tree.map(layout, jax.eval_shape(function, whole, rows)[0])
+
+    def local(whole, rows):
+      sums, of_rows = function(whole, rows)
+      return jax.tree.map(add_up, sums, layouts), of_rows
+
+    return jax.shard_map(
+        local, in_specs=(PartitionSpec(), PartitionSpec(ROWS)),
+        out_specs=(layouts, PartitionSpec(ROWS)), axis_names=set(ROWS), check_vma=False)(
+            whole, rows)
+  return spread
 
 
 def is_matrix(path: tuple[Any, ...]) -> bool:
@@ -129,6 +171,42 @@ def matrices_in(tree: Any, dtype: Any) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows of a batch, spread over data and fsdp: both hold different rows."""
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """Rows of a batch that this process's devices hold, ascending; all rows on one process.
+
+  Two processes hold the same rows where a mesh axis that doesn't spread rows spans both.
+  """
+  held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  every = np.arange(batch_size)
+  return np.unique(np.concatenate([every[index] for index in held.values()]))
+
+
+def put_rows(tree: Any, mesh: Mesh, batch_size: int) -> Any:
+  """`local_rows` of a batch, as host arrays `[b / processes, ...]`, to the global batch."""
+  held, layout = local_rows(mesh, batch_size), batch_sharding(mesh)
+  def put(local):
+    def piece(index):
+      rows = np.arange(batch_size)[index[0]]
+      return local[(np.searchsorted(held, rows), *index[1:])]
+    return jax.make_array_from_callback((batch_size, *local.shape[1:]), layout, piece)
+  return jax.tree.map(put, tree)
+
+
+def put(tree: Any, layout: NamedSharding) -> Any:
+  """Host arrays, the same in every process, laid out; unlike device_put compares nothing."""
+  return jax.tree.map(lambda x: jax.make_array_from_callback(
+      np.shape(x), layout, lambda index: np.asarray(x)[index]), tree)
+
+
+def fetch(tree: Any) -> Any:
+  """To host arrays, whole in every process, wherever the pieces are; all processes call it."""
+  def whole(x):
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+      return multihost_utils.process_allgather(x, tiled=True)
+    return x
+  return jax.device_get(jax.tree.map(whole, tree))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

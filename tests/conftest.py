@@ -3,9 +3,7 @@
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Most of the tests' time is compilation, and LLVM's share of it is a third at full optimisation.
-os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8 '
-                      '--xla_backend_optimization_level=0')
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 
 import beartype  # noqa: E402  (the flags above must be set before jax is imported)
 import jaxtyping  # noqa: E402

@@ -108,7 +108,7 @@ def swiglu(p, x):
 
 def eagle_step(p, config, embedded, features, positions, past=()):
   """EAGLE-1, and FSPAD's two parts: what the head reads, what is carried, and the slots."""
-  u = np.concatenate([embedded, features], axis=-1) @ p['fusion_de'].T
+  u = np.concatenate([embedded, features], axis=-1) @ p['fusion_dw'].T
   if 'fusion_bias_d' in p:
     u = u + p['fusion_bias_d']
   if 'sampling/gate_fd' in p:

@@ -15,14 +15,15 @@ MAX_LINES = 400
 # Room -> rooms that it may import, beside itself.
 ARROWS = {
     'structs': set(),
+    'processes': set(),
     'sharding': {'structs'},
     'models': {'structs', 'sharding'},
     'losses': {'structs'},
     'decoding': {'structs'},
     'data': {'structs'},
     'drafters': {'structs', 'sharding', 'models', 'decoding'},
-    'checkpoints': {'structs', 'sharding', 'models', 'drafters', 'data'},
-    'training': {'structs', 'sharding', 'losses', 'decoding'},
+    'checkpoints': {'structs', 'processes', 'sharding', 'models', 'drafters', 'data'},
+    'training': {'structs', 'processes', 'sharding', 'losses', 'decoding'},
     'evaluation': {'structs', 'decoding'},
     'costs': {'structs', 'sharding', 'models', 'drafters', 'losses', 'decoding', 'training'},
     'api': {'structs', 'models', 'drafters', 'decoding'},

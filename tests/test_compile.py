@@ -11,6 +11,7 @@ import pytest
 from configs import common
 from specdistill_jax import compile as compile_command
 from specdistill_jax import sharding
+from specdistill_jax import structs
 from specdistill_jax.costs import ahead
 from specdistill_jax.costs import chips
 from specdistill_jax.costs import programs
@@ -82,6 +83,38 @@ def test_predicted_speedup_is_that_of_the_reports():
   assert point['tokens_per_second'] == pytest.approx(2 * 1.875 / 17)
   assert len(report.prediction(rows, 3, 1)['predicted']) == len(report.ALPHAS)
   assert report.prediction({'train': {}}, 3, 1) is None
+
+
+def test_arguments_are_counted_as_one_device_holds_them():
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  program = programs.decoding(config(), structs.Widths(8, 24), mesh, name='draft', gamma=2)
+  leaves = jax.tree.leaves(program.arguments[0])
+  share = lambda shape: 2 if {256, 2, 128} & set(shape) else 1  # vocabulary, heads, MLP
+  weights = sum(leaf.dtype.itemsize * leaf.size // share(leaf.shape) for leaf in leaves)
+  assert ahead.arguments(program) == weights + 4 * 8 + 4, 'weights, a prompt and its length'
+
+
+def rows_of(config_file, topology):
+  made = test_configs.load(CONFIGS / f'{config_file}.py').get_config()
+  return compile_command.grown(made, topology).distill.train.batch_size
+
+
+def test_a_grown_batch_has_as_many_rows_a_chip():
+  assert rows_of('pod_t5_xl', 'v5e:4x4') == 32 and rows_of('pod_t5_xl', 'v5e:16x16') == 512
+  with pytest.raises(ValueError, match='no whole number of rows on v4:1x1x1'):
+    rows_of('quickstart', 'v4:1x1x1')
+
+
+def test_growth_names_what_grew():
+  def document(topology, seconds, gathering):
+    collectives = [dict(kind='all-gather', seconds=gathering), dict(kind='all-reduce', seconds=1.0)]
+    return dict(study='x', programs=[dict(
+        program='train', topology=topology, chips=1, mfu=0.5, roofline_seconds=seconds,
+        kernel_seconds=seconds, network_seconds=2.0, collectives=collectives)])
+  few, many = report.growth([document('v5e:4x4', 10.0, 0.5), document('v5e:8x8', 11.0, 0.75)])
+  assert (few['relative'], few['grew']) == (1.0, [])
+  assert (many['relative'], many['grew']) == (1.1, ['all-gather'])
+  assert 'all-gather 750.000' in report.growth_table([few, many])
 
 
 @needs_libtpu

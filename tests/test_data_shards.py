@@ -105,12 +105,13 @@ def test_a_restored_iterator_continues_exactly(tmp_path, steps_before):
 def test_processes_share_out_the_batches_of_one(tmp_path):
   """Also where the rows do not divide: nobody gets a batch more than another."""
   put(tmp_path, 11)
-  whole = [sorted(numbers(b)) for b in read(tmp_path, batch_size=4, num_epochs=3)]
-  parts = [list(read(tmp_path, batch_size=4, num_epochs=3, process_index=i, process_count=2))
-           for i in range(2)]
-  assert [len(part) for part in parts] == [len(whole)] * 2 == [6, 6]
-  joined = [sorted(numbers(a) + numbers(b)) for a, b in zip(*parts)]
-  assert joined == whole
+  whole = [numbers(b) for b in read(tmp_path, batch_size=4, num_epochs=3)]
+  for places in ([0, 1], [2, 3]), ([0, 3], [1, 2]):
+    parts = [list(read(tmp_path, batch_size=4, num_epochs=3, batch_rows=part))
+             for part in places]
+    assert [len(part) for part in parts] == [len(whole)] * 2 == [6, 6]
+    for batch, *held in zip(whole, *parts):
+      assert [numbers(part) for part in held] == [[batch[i] for i in part] for part in places]
 
 
 def test_writing_is_all_or_nothing(tmp_path):
@@ -197,11 +198,11 @@ def test_an_all_masked_batch_is_refused(mask, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('arguments, message', [
     (dict(batch_size=11), "batch_size 11 exceeds the 10 rows of the split 'train'"),
-    (dict(batch_size=0), 'batch_size 0 must be a positive multiple'),
-    (dict(batch_size=3, process_count=2), 'batch_size 3 must be a positive multiple of the 2'),
-    (dict(process_index=1), 'process_index 1 is not one of 1'),
+    (dict(batch_size=0), 'batch_size is 0, and must be at least 1'),
+    (dict(batch_size=3, batch_rows=[2, 3]), r'batch_rows \[2, 3\] must name places from 0 to 2'),
+    (dict(batch_rows=[]), 'at least one'),
     (dict(max_length=6), "max_length 6 is shorter than the longest row of the split 'train', 7"),
-    (dict(batch_size=4, process_count=2, drop_remainder=False), 'is for one process'),
+    (dict(batch_size=4, batch_rows=[0], drop_remainder=False), 'is for whole batches'),
     (dict(split='test'), "no split 'test'"),
 ])
 def test_batching_that_cannot_be_met_is_refused(tmp_path, arguments, message):

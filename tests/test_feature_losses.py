@@ -74,7 +74,7 @@ def reference_eagle3():
   ids, total = list(drafts.DRAFT_IDS), 0.0
   for row, length in enumerate(BATCH.lengths_b):
     tokens, output = BATCH.tokens_bt[row], teacher().features
-    carried = output['captured_bte'][row] @ p['fusion_de'].T
+    carried = output['captured_btw'][row] @ p['fusion_dw'].T
     for t in range(length - 1):
       read, out, slots = drafts.eagle3_step(p, config, table[tokens[1:t + 2]], carried[:t + 1],
                                             np.arange(t + 1))
@@ -150,7 +150,7 @@ def test_every_parameter_of_eagle3_learns_and_later_steps_reach_the_first():
         **module.loss_settings | dict(decay=1.0)).loss_sum
 
   # The map on the target's features is used by the first step only.
-  assert np.abs(jax.jit(jax.grad(last_step_alone))(module).fusion_de[...]).max() > 1e-4
+  assert np.abs(jax.jit(jax.grad(last_step_alone))(module).fusion_dw[...]).max() > 1e-4
 
 
 @THREE
@@ -177,7 +177,7 @@ def test_divergences_hold_for_feature_drafts_too(kind, name):
   value, grads = jax.jit(jax.value_and_grad(loss))(draft(kind).module)
   assert 0 < value < 20
   reached = {leaf for leaf, grad in key_tables.by_path(grads).items() if np.any(np.asarray(grad))}
-  assert 'fusion_de' in reached and 'mlp/down_df' in reached
+  assert 'fusion_dw' in reached and 'mlp/down_df' in reached
   if name == 'forward_kl' and kind == 'eagle':  # the soft cross-entropy less the teacher's entropy
     released = drafts.tiny(kind, TARGET, regression_weight=0.0, classification_weight=1.0)
     cross = jax.jit(functools.partial(step.losses, FEATURE))(released.module, TARGET.module, BATCH)

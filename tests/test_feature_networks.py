@@ -35,8 +35,8 @@ def embedding():
 def carried_row(p, row):
   """What is carried at verified positions of a row."""
   features = teacher_output().features
-  if 'fusion_de' in p and 'head_vd' in p:
-    return features['captured_bte'][row] @ p['fusion_de'].T
+  if 'fusion_dw' in p and 'head_vd' in p:
+    return features['captured_btw'][row] @ p['fusion_dw'].T
   return features['final_btd'][row]
 
 
@@ -131,7 +131,7 @@ def test_captured_features_are_the_inputs_of_layers(unstacked):
   module = TARGET.module.capturing((0, 3, 5))
   module = module.unstacked() if unstacked else module
   output = jax.jit(lambda m: m.causal(BATCH.tokens_bt))(module)
-  assert output.features['captured_bte'].shape == (*BATCH.tokens_bt.shape, 3 * 16)
+  assert output.features['captured_btw'].shape == (*BATCH.tokens_bt.shape, 3 * 16)
   plain = TARGET.module.unstacked()
   b, t = BATCH.tokens_bt.shape
   positions_bt = jnp.broadcast_to(jnp.arange(t), (b, t))
@@ -146,9 +146,9 @@ def test_captured_features_are_the_inputs_of_layers(unstacked):
       x_btd, _ = block(x_btd, positions_bt, mask, frequencies=frequencies)
     return jnp.concatenate([inputs[i] for i in (0, 3, 5)], axis=-1)
 
-  np.testing.assert_allclose(output.features['captured_bte'], inputs_of_layers(plain),
+  np.testing.assert_allclose(output.features['captured_btw'], inputs_of_layers(plain),
                              rtol=1e-4, atol=2e-3)
-  assert 'captured_bte' not in TARGET.module.causal(BATCH.tokens_bt).features
+  assert 'captured_btw' not in TARGET.module.causal(BATCH.tokens_bt).features
   with pytest.raises(ValueError, match=r'layers \(6,\) can.t be captured.*layers 0 to 5'):
     TARGET.module.capturing((6,))
 

@@ -59,6 +59,14 @@ def test_a_condition_counts_as_its_dearest_branch():
   assert flops(operations) == traced == 2 * PRODUCT
 
 
+def test_what_only_a_cpu_runs_is_not_needed():
+  """Layers of few rows are padded there: a TPU's steps seemed to need more than they do."""
+  def padded(weight, x):
+    return jax.lax.platform_dependent(weight, x, cpu=lambda w, x: x @ w @ w,
+                                      default=lambda w, x: x @ w)
+  assert counted(padded, (SIZE, SIZE), (SIZE, SIZE))[1] == PRODUCT
+
+
 def test_what_nothing_reads_is_not_needed():
   def wasteful(weight, x):
     del weight
@@ -114,6 +122,114 @@ def test_a_product_written_as_a_convolution():
   assert operation.flops == 2 * 4 * 128 * 128 * 64
   assert operation.hbm_bytes == 4 * (4 * 128 * 64 + 4 * 128 * 128)
   assert operation.chip_bytes == 4 * 4 * 128 * 64, 'space 1 is memory of the chip'
+
+
+PREFETCHED = """HloModule prefetched
+
+ENTRY %main (a: f32[64,128]) -> f32[16,128] {
+  %a = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %start = ((f32[64,128]{1,0:T(8,128)}), f32[16,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:16], [0:128]}
+  ROOT %done = f32[16,128]{1,0:T(8,128)S(1)} slice-done(%start)
+}
+"""
+
+
+def test_a_prefetched_part_of_a_weight_costs_the_part():
+  """It cost the whole weight, for each of its parts: a decoding step was four times as dear."""
+  operation, = count.operations(hlo.parse(PREFETCHED), 1)
+  assert operation.hbm_bytes == operation.chip_bytes == 4 * 16 * 128
+
+
+RESHAPED = """HloModule reshaped
+
+%reshaped (p: f32[64,4,32]) -> f32[64,128] {
+  %p = f32[64,4,32]{2,1,0} parameter(0)
+  ROOT %bitcast = f32[64,128]{1,0} bitcast(%p)
+}
+
+%product (x: f32[8,64], w: f32[64,4,32]) -> f32[8,128] {
+  %x = f32[8,64]{1,0:S(1)} parameter(0)
+  %w = f32[64,4,32]{2,1,0} parameter(1)
+  %flat = f32[64,128]{1,0} fusion(%w), kind=kLoop, calls=%reshaped
+  ROOT %out = f32[8,128]{1,0:S(1)} convolution(%x, %flat), dim_labels=bf_io->bf
+}
+
+ENTRY %main (a: f32[8,64], b: f32[64,4,32]) -> f32[8,128] {
+  %a = f32[8,64]{1,0:S(1)} parameter(0)
+  %b = f32[64,4,32]{2,1,0} parameter(1)
+  ROOT %fusion = f32[8,128]{1,0:S(1)} fusion(%a, %b), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_a_weight_that_a_fusion_reshapes_inside_is_read():
+  """It was overlooked, and half of a verification step's weights with it."""
+  operation, = count.operations(hlo.parse(RESHAPED), 1)
+  assert operation.hbm_bytes == 4 * 64 * 128
+  assert operation.flops == 2 * 8 * 64 * 128
+
+
+OVERLAPPED = """HloModule overlapped
+
+%overlapped (share: f32[8,128], whole: f32[64,128], x: f32[16,16]) -> (f32[16,16], f32[8,128], f32[64,128]) {
+  %x = f32[16,16]{1,0} parameter(2)
+  %negative = f32[16,16]{1,0} negate(%x)
+  %share = f32[8,128]{1,0} parameter(0)
+  %whole = f32[64,128]{1,0} parameter(1)
+  %gather = f32[64,128]{1,0} all-gather(%share), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %all = (f32[16,16]{1,0}, f32[8,128]{1,0}, f32[64,128]{1,0}) tuple(%negative, %share, %gather)
+}
+
+ENTRY %main (a: f32[8,128], b: f32[64,128], c: f32[16,16]) -> (f32[16,16], f32[8,128], f32[64,128]) {
+  %a = f32[8,128]{1,0} parameter(0)
+  %b = f32[64,128]{1,0} parameter(1)
+  %c = f32[16,16]{1,0} parameter(2)
+  %one = (f32[16,16]{1,0}, f32[8,128]{1,0}, f32[64,128]{1,0}) fusion(%a, %b, %c), kind=kOutput, calls=%overlapped
+  %d = f32[16,16]{1,0} get-tuple-element(%one), index=0
+  ROOT %two = (f32[16,16]{1,0}, f32[8,128]{1,0}, f32[64,128]{1,0}) fusion(%a, %b, %d), kind=kOutput, calls=%overlapped
+}
+"""
+
+
+def test_a_collective_on_its_way_through_kernels_is_counted_once_and_not_as_theirs():
+  """Each kernel that a gathered layer passed seemed to write all of it: three times too much."""
+  operations = count.operations(hlo.parse(OVERLAPPED), 1)
+  assert [o.wire_bytes for o in operations if o.kind] == [7 * 4 * 8 * 128]
+  assert [o.hbm_bytes for o in operations if not o.kind] == [2 * 4 * 16 * 16] * 2
+
+
+def test_a_collective_that_passes_a_loop_is_counted_once():
+  """Its parts in the turns of another product's loop made a gathered layer four times as dear."""
+  start, rest = OVERLAPPED.split('ENTRY')
+  state = '(s32[], f32[8,128], f32[64,128], f32[16,16])'
+  loop = f"""%body (p: {state}) -> {state} {{
+  %p = {state} parameter(0)
+  %counter = s32[] get-tuple-element(%p), index=0
+  %step = s32[] constant(1)
+  %next = s32[] add(%counter, %step)
+  %a = f32[8,128]{{1,0}} get-tuple-element(%p), index=1
+  %b = f32[64,128]{{1,0}} get-tuple-element(%p), index=2
+  %c = f32[16,16]{{1,0}} get-tuple-element(%p), index=3
+  %one = (f32[16,16]{{1,0}}, f32[8,128]{{1,0}}, f32[64,128]{{1,0}}) fusion(%a, %b, %c), kind=kOutput, calls=%overlapped
+  %d = f32[16,16]{{1,0}} get-tuple-element(%one), index=0
+  ROOT %q = {state} tuple(%next, %a, %b, %d)
+}}
+
+%condition (p: {state}) -> pred[] {{
+  %p = {state} parameter(0)
+  %now = s32[] get-tuple-element(%p), index=0
+  %end = s32[] constant(4)
+  ROOT %below = pred[] compare(%now, %end), direction=LT
+}}
+
+ENTRY"""
+  rest = rest.replace('  ROOT %two', f"""  %zero = s32[] constant(0)
+  %begin = {state} tuple(%zero, %a, %b, %d)
+  %while = {state} while(%begin), condition=%condition, body=%body
+  ROOT %two""")
+  operations = count.operations(hlo.parse(start + loop + rest), 1)
+  assert [o.wire_bytes * o.times for o in operations if o.kind] == [7 * 4 * 8 * 128]
+  assert sum(o.times for o in operations if o.hbm_bytes == 2 * 4 * 16 * 16) == 6
 
 
 def test_a_loop_of_a_tpu_states_no_trip_count_but_its_condition_does():

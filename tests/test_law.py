@@ -176,3 +176,13 @@ def test_acceptance_counts_match_the_overlap():
   overlap = np.minimum(*chances).sum()
   accepted = out.stats.accepted_bg.sum() / out.stats.reached_bg.sum()
   assert abs(accepted - overlap) < 4 * np.sqrt(overlap * (1 - overlap) / laws.NUM_SAMPLES)
+
+
+@pytest.mark.parametrize('k', [1, 2, 5, 99])
+def test_the_threshold_is_what_sorting_finds(k):
+  """With ties, negative values, both zeros and forbidden tokens; all of them if k is too large."""
+  rng = np.random.default_rng(k)
+  values = np.round(3 * rng.normal(size=(4, 3, 11)), 1).astype(np.float32)
+  values[0, 0, :9], values[1], values[2, 1, ::2] = -np.inf, -0.0, 0.0
+  found = sampling_lib.greatest_threshold(jnp.asarray(values), 1.0, k)
+  np.testing.assert_array_equal(found, np.sort(values, axis=-1)[..., -min(k, 11)])

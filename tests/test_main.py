@@ -127,6 +127,9 @@ def command(capsys, *arguments) -> tuple[int, str, str]:
     ([QUICKSTART, '--workdir=W', '--config.distill.beta=half'], ['half']),
     ([QUICKSTART, '--workdir=W', '--workdri=V'], ['workdri']),
     ([QUICKSTART, '--workdir=W', 'distill'], ["'distill' is no flag"]),
+    ([QUICKSTART, '--workdir=W', '--profile_steps=15'], ['--profile_steps', '10,15']),
+    ([QUICKSTART, '--workdir=W', '--num_processes=2'], ['--coordinator_address', 'missing']),
+    ([QUICKSTART, '--workdir=gs://bucket/study'], ['gs://bucket/study', 'gcsfuse']),
     ([QUICKSTART, '--workdir=W', '--stages=evaluate'], ["'evaluate' needs", 'prepare']),
 ])
 def test_mistakes_end_in_one_line_and_status_2(capsys, tmp_path, monkeypatch, arguments, words):
@@ -137,6 +140,12 @@ def test_mistakes_end_in_one_line_and_status_2(capsys, tmp_path, monkeypatch, ar
   for word in words:
     assert word in err
   assert not list(tmp_path.iterdir())
+
+
+def test_a_workdir_that_cannot_be_written_ends_in_one_line(capsys, tmp_path, ran):
+  (tmp_path / 'file').write_text('mine')
+  status, _, err = command(capsys, QUICKSTART, f'--workdir={tmp_path / "file" / "w"}')
+  assert status == 2 and err.count('\n') == 1 and "can't be written: Not a directory" in err
 
 
 def test_overrides_and_config_argument_reach_the_study(capsys, tmp_path, ran):
@@ -167,6 +176,32 @@ def test_a_finished_report_answers_another_question(capsys, tmp_path, monkeypatc
   assert asked == [('report', 0.01)] and shown == [None, 0.01]
   status, _, err = command(capsys, *arguments, '--max_quality_drop=1.5')
   assert status == 2 and 'max_quality_drop' in err and '1.5' in err
+
+
+SWEEP = '''
+from configs import common
+def get_config(arg=None):
+  return common.study('swept')
+def get_sweep():
+  return [{'distill.objective': name} for name in ('tvd', 'reverse_kl')]
+'''
+
+
+def test_a_sweep_runs_its_cells_each_in_its_folder(capsys, tmp_path, ran):
+  (tmp_path / 'swept.py').write_text(SWEEP)
+  flags = (f'--config={tmp_path / "swept.py"}', '--stages=prepare', '--config.seed=7')
+  stored = lambda folder: json.loads((folder / 'config.json').read_text())
+  assert command(capsys, *flags, f'--workdir={tmp_path / "one"}', '--sweep=1')[0] == 0
+  assert stored(tmp_path / 'one')['distill']['objective'] == 'reverse_kl'
+  assert command(capsys, *flags, f'--workdir={tmp_path / "all"}', '--sweep=all')[0] == 0
+  found = [stored(tmp_path / 'all' / f'cell-{cell}') for cell in (0, 1)]
+  assert [one['distill']['objective'] for one in found] == ['tvd', 'reverse_kl']
+  assert ran == ['prepare'] * 3 and found[0]['seed'] == 7
+  for cell in ('2', 'x'):
+    status, _, err = command(capsys, *flags, f'--workdir={tmp_path / "two"}', f'--sweep={cell}')
+    assert status == 2 and 'from 0 to 1' in err
+  status, _, err = command(capsys, QUICKSTART, f'--workdir={tmp_path / "q"}', '--sweep=all')
+  assert status == 2 and 'get_sweep()' in err
 
 
 def test_the_unexpected_keeps_its_traceback(tmp_path, monkeypatch):

@@ -109,6 +109,24 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
   assert 0.88 <= hits / 300 <= 0.99
 
 
+def test_categories_without_their_whole_are_dropped(tmp_path):
+  """A kill between two pages of one write: they will be measured again, and were there twice."""
+  path = tmp_path / 'results.jsonl'
+  def group(gamma):
+    return [rows.make(study='s', gamma=gamma, category=name) for name in ('qa', 'maths', None)]
+  rows.append(path, *group(3))
+  whole = path.read_bytes()
+  rows.append(path, *group(5))
+  both = path.read_bytes()
+  for length in range(len(whole), len(both)):
+    path.write_bytes(both[:length])
+    rows.repair(path)
+    assert path.read_bytes() == whole
+  path.write_bytes(both)
+  rows.repair(path)
+  assert path.read_bytes() == both
+
+
 def test_spread_of_seeds_widens_the_interval():
   """Two seeds that differ, prompts that do not: all the spread is between seeds."""
   one = np.tile([[2.0, 1.0]], (10, 1))

@@ -1,6 +1,7 @@
 """Checkpoints: exact, asynchronous beside donation, readable without the optimizer, on any mesh."""
 
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,9 @@ def saved(directory, mesh):
 def restored(directory, mesh):
   abstract = jax.eval_shape(INIT)
   with store.Store(directory) as checkpoints:
-    return checkpoints.restore(abstract, jax.eval_shape(OPTIMIZER.init, abstract), mesh)
+    step = checkpoints.latest_step()
+    return (step, *checkpoints.restore(
+        step, abstract, jax.eval_shape(OPTIMIZER.init, abstract), mesh))
 
 
 def assert_equal(first, second):
@@ -76,7 +79,7 @@ def test_buffers_donated_during_an_asynchronous_save_do_not_reach_it(tmp_path):
     for _ in range(3):
       state = step(state)
     checkpoints.wait()
-    _, params, _, _ = checkpoints.restore(expected, COUNT, sharding.make_mesh())
+    params, _, _ = checkpoints.restore(1, expected, COUNT, sharding.make_mesh())
   assert_equal(expected, params)
 
 
@@ -115,3 +118,71 @@ def test_changed_vocabulary_is_refused(tmp_path):
   (tmp_path / 'vocabulary.model').unlink()
   with pytest.raises(ValueError, match='is missing'):
     store.load_model(tmp_path / 'model')
+
+
+def two_checkpoints(directory):
+  """Steps 1 and 2; the latter's files."""
+  params, opt_state = saved_step(directory, 1)
+  saved_step(directory, 2)
+  return params, opt_state, [path for path in (directory / 'checkpoints' / '2').rglob('*')
+                             if path.is_file() and path.parent != directory / 'checkpoints' / '2']
+
+
+def saved_step(directory, step):
+  params = jax.tree.map(lambda x: x + step, INIT())
+  opt_state = OPTIMIZER.init(params)
+  store.write_model_file(directory, CONFIG)
+  with store.Store(directory, keep=2) as checkpoints:
+    checkpoints.save(step, params, opt_state, DATA)
+  return params, opt_state
+
+
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize('harm', [flip, truncate, lambda path: path.unlink()],
+                         ids=['flip', 'truncate', 'delete'])
+def test_damaged_newest_checkpoint_is_named_and_the_one_before_it_restored(
+    tmp_path, harm, caplog):
+  """Whichever of its files: what restoring alone let pass, a flipped bit in a weight."""
+  params, opt_state, files = two_checkpoints(tmp_path / 'whole')
+  assert len(files) > 10
+  for number, path in enumerate(files[::5]):
+    copy = tmp_path / f'copy{number}'
+    shutil.copytree(tmp_path / 'whole', copy)
+    harm(copy / path.relative_to(tmp_path / 'whole'))
+    caplog.clear()
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    step, new_params, new_opt_state, _ = restored(copy, mesh)
+    assert step == 1, path
+    assert 'checkpoint 2' in caplog.text and 'damaged' in caplog.text
+    assert_equal(params, new_params)
+    assert_equal(opt_state, new_opt_state)
+    assert (copy / 'damaged' / '2').exists()
+
+
+def test_model_is_loaded_from_the_newest_checkpoint_whose_parameters_are_sound(tmp_path):
+  _, _, files = two_checkpoints(tmp_path)
+  flip(next(path for path in files if 'optimizer' in path.parts))
+  newest = store.load_model(tmp_path)
+  flip(next(path for path in files if 'params' in path.parts))
+  older = store.load_model(tmp_path)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x - y, 1.0, atol=1e-6), newest.module,
+               older.module)
+
+
+def test_damaged_step_can_be_saved_again(tmp_path):
+  _, _, files = two_checkpoints(tmp_path)
+  truncate(files[0])
+  with store.Store(tmp_path) as checkpoints:
+    assert checkpoints.latest_step() == 1
+    checkpoints.save(2, {'bias_d': jnp.ones(2)}, COUNT, {})
+    checkpoints.wait()
+    assert checkpoints.latest_step() == 2

@@ -2,12 +2,14 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 import studies
+from specdistill_jax import main
 from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.checkpoints import store
@@ -15,6 +17,7 @@ from specdistill_jax.data import shards
 from specdistill_jax.models import decoder
 from specdistill_jax.stages import distill
 from specdistill_jax.stages import train
+from specdistill_jax.training import profiling
 from specdistill_jax.training import state as state_lib
 from specdistill_jax.training import step as step_lib
 
@@ -64,7 +67,8 @@ def checkpoint(workdir, name, config):
   abstract = jax.eval_shape(lambda: decoder.init(model_config, jax.random.key(0)))
   opt_state = jax.eval_shape(state_lib.optimizer(config.distill.train).init, abstract)
   with store.Store(directory) as checkpoints:
-    return checkpoints.restore(abstract, opt_state, sharding.make_mesh())
+    step = checkpoints.latest_step()
+    return (step, *checkpoints.restore(step, abstract, opt_state, sharding.make_mesh()))
 
 
 def test_training_lowers_the_loss_and_leaves_a_model(trained):
@@ -168,6 +172,77 @@ def test_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(workd
   name, = distill.arm_names(config)
   with store.Store(workdir / 'distill' / name) as checkpoints:
     assert checkpoints.latest_step() == lines(workdir)[-1]['step']
+
+
+def test_step_that_is_not_finite_is_looked_at_row_by_row(workdir, capsys):
+  """The step before it left huge parameters; the replay reaches them from the last checkpoint."""
+  config = studies.config(learning_rate=1e30, checkpoint_every=3, clip_norm=None, batch_size=4)
+  config.evaluate = None
+  config.distill.update(data_source='fixed', control=False)
+  with pytest.raises(FloatingPointError, match=r'--replay=.*step_\d\.npz'):
+    distill.run(config, workdir)
+  kept, = (workdir / 'replay').glob('*/*.npz')
+  capsys.readouterr()
+  main.replay(config, workdir, kept.stem)
+  told = capsys.readouterr().out
+  assert f'to step {kept.stem.removeprefix("step_")}' in told and 'the kept one' not in told
+  assert all(f'row {row}: loss' in told for row in range(4))
+  assert 'not finite first: row 0' in told or 'parameters before the step: all finite' not in told
+  assert 'loss nan' in told or 'loss inf' in told or 'grad_norm nan' in told
+  with pytest.raises(ValueError, match='--replay=step_999 names no kept steps; there are .*step_'):
+    main.replay(config, workdir, 'step_999')
+
+
+def test_one_bad_row_is_found(workdir, capsys, monkeypatch):
+  """Its loss mask is infinite: the row is named, and the others are finite."""
+  read = shards.batches
+  def poisoned(*args, **kwargs):
+    class Data:
+      def __init__(self):
+        self._data, self._count = read(*args, **kwargs), 0
+      def __next__(self):
+        self._count += 1
+        batch = next(self._data)
+        if self._count == 3:
+          batch.loss_mask_bt[5, 3:] = np.inf
+        return batch
+      def get_state(self):
+        return dict(self._data.get_state(), count=self._count)
+      def set_state(self, state):
+        self._count = state.pop('count')
+        self._data.set_state(state)
+    return Data()
+  monkeypatch.setattr(shards, 'batches', poisoned)
+  config = studies.config()
+  config.evaluate = None
+  config.distill.update(data_source='fixed', control=False)
+  with pytest.raises(FloatingPointError, match='step 3'):
+    distill.run(config, workdir)
+  capsys.readouterr()
+  main.replay(config, workdir, 'step_3')
+  told = capsys.readouterr().out
+  assert 'from step 2 to step 3' in told
+  assert 'parameters before the step: all finite' in told
+  assert 'not finite first: row 5' in told and told.count('gradient not finite') == 1
+
+
+def test_a_full_disk_is_reported_before_the_first_step(workdir, monkeypatch):
+  usage = shutil.disk_usage(workdir)._replace(free=10_000)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage)
+  with pytest.raises(OSError, match=r'needs .* GB more for 2 \+ 1 checkpoints .* 1e-05 GB free'):
+    distill.run(studies.config(), workdir)
+  assert not (workdir / 'metrics.jsonl').exists()
+
+
+def test_steps_are_traced(workdir):
+  profiling.request(2, 3)
+  config = studies.config()
+  config.distill.update(data_source='fixed', control=False)
+  distill.run(config, workdir)
+  traces = list((workdir / 'profile').rglob('*.xplane.pb'))
+  assert len(traces) == 1 and traces[0].stat().st_size > 1000
+  with pytest.raises(ValueError, match='--profile_steps is 3,2'):
+    profiling.request(3, 2)
 
 
 def test_impossible_settings_stop_before_anything_is_written(workdir):

@@ -1,9 +1,11 @@
 """Checkpoints of training states and models, and the project's only importer of Orbax.
 
 A directory holds `model.json` (the kind of model, its config, its vocabulary file with a
-digest) and `checkpoints/<step>/` with three items: `params`, so that a model is read without
-its optimizer; `optimizer`; and `data`, the position of the data iterator. Saves are
-asynchronous and atomic: a step's folder appears when it is complete.
+digest) and `checkpoints/<step>/` with four items: `params`, so that a model is read without
+its optimizer; `optimizer`; `data`, the position of the data iterator; and `digests` of the
+files of the others. Saves are asynchronous and atomic: a step's folder appears when it is
+complete. A checkpoint whose files are not as they were written is passed over for the one
+before it.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from typing import Any
 
 from absl import logging
@@ -18,14 +21,41 @@ import jax
 from jax.sharding import Mesh
 import orbax.checkpoint as ocp
 
+from specdistill_jax import processes
 from specdistill_jax import sharding
+from specdistill_jax.checkpoints import digests
 from specdistill_jax.data import tokenizers
 from specdistill_jax.drafters import families
 from specdistill_jax.models import base
 
 MODEL_FILE = 'model.json'
-_ITEMS = ('params', 'optimizer', 'data')
+_DAMAGED = 'damaged'  # where such checkpoints are put
 _KINDS = families.FAMILIES
+
+
+class _DigestsHandler(ocp.CheckpointHandler):
+  """Writes the digests when all other items are complete, before the checkpoint is."""
+
+  def save(self, directory, args):
+    del directory, args
+
+  def finalize(self, directory):
+    digests.write(directory.parent, directory)
+
+  def restore(self, directory, args):
+    raise NotImplementedError
+
+
+@ocp.args.register_with_handler(_DigestsHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _DigestsArgs(ocp.args.CheckpointArgs):
+  pass
+
+
+def _handlers():
+  """The items, in the order in which they are completed: the digests last."""
+  return dict(params=ocp.StandardCheckpointHandler(), optimizer=ocp.StandardCheckpointHandler(),
+              data=ocp.JsonCheckpointHandler(), digests=_DigestsHandler())
 
 
 class Store:
@@ -33,9 +63,12 @@ class Store:
 
   def __init__(self, directory: pathlib.Path, *, keep: int = 1):
     self._directory = pathlib.Path(directory)
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+    self._folder = (self._directory / 'checkpoints').absolute()
+    self._last_save = None
     self._manager = ocp.CheckpointManager(
-        (self._directory / 'checkpoints').absolute(), options=options, item_names=_ITEMS)
+        self._folder, item_handlers=_handlers(),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True))
 
   def __enter__(self) -> 'Store':
     return self
@@ -44,45 +77,59 @@ class Store:
     self._manager.close()
 
   def latest_step(self) -> int | None:
-    """Updates done in the newest complete checkpoint; None if there is none."""
-    return self._manager.latest_step()
+    """Updates done in the newest complete and undamaged checkpoint; None if there is none.
+
+    Damaged ones are named in a warning and put aside, so that their step can be saved again.
+    """
+    self.wait()
+    step = processes.agree('newest checkpoint', self._newest)
+    self._manager.reload()
+    return step
+
+  def _newest(self):
+    for step in sorted(ocp.utils.checkpoint_steps(self._folder), reverse=True):
+      fault = digests.fault(self._folder / str(step))
+      if fault is None:
+        return step
+      aside = self._directory / _DAMAGED / str(step)
+      logging.warning('checkpoint %d of %s is damaged: %s; it is put aside in %s', step,
+                      self._directory, fault, aside)
+      aside.parent.mkdir(exist_ok=True)
+      shutil.rmtree(aside, ignore_errors=True)
+      (self._folder / str(step)).rename(aside)
+    return None
 
   def save(self, step: int, params: Any, opt_state: Any, data_state: dict[str, Any]) -> None:
     """Starts to write a state; the caller may donate its buffers at once."""
-    if step == self.latest_step():
+    if step == self._last_save:
       return
+    self._last_save = step
     self._manager.save(step, args=ocp.args.Composite(
         params=ocp.args.StandardSave(_by_name(params)),
         optimizer=ocp.args.StandardSave(_by_name(opt_state)),
-        data=ocp.args.JsonSave(data_state)))
+        data=ocp.args.JsonSave(data_state), digests=_DigestsArgs()))
 
   def save_params(self, step: int, params: Any) -> None:
     """Starts to write a model that has neither optimizer nor data position."""
     self._manager.save(step, args=ocp.args.Composite(
-        params=ocp.args.StandardSave(_by_name(params))))
+        params=ocp.args.StandardSave(_by_name(params)), digests=_DigestsArgs()))
 
-  def restore(self, params: Any, opt_state: Any, mesh: Mesh,
-              layout: str = sharding.DEFAULT_LAYOUT
-              ) -> tuple[int, Any, Any, dict[str, Any]]:
-    """The newest step, parameters, optimizer state and data position.
+  def restore(self, step: int, params: Any, opt_state: Any, mesh: Mesh,
+              layout: str = sharding.DEFAULT_LAYOUT) -> tuple[Any, Any, dict[str, Any]]:
+    """Parameters, optimizer state and data position after `step`.
 
     Args:
+      step: as `latest_step` says.
       params: abstract module, for its structure; likewise `opt_state`.
       mesh: where to lay them out, not necessarily the mesh they were saved from.
-
-    Raises:
-      ValueError: there is no complete checkpoint.
     """
-    step = self.latest_step()
-    if step is None:
-      raise ValueError(f'{self._directory} holds no complete checkpoint')
     params, opt_state = (
         _abstract(params, mesh, layout), _abstract(opt_state, mesh, layout))
     restored = self._manager.restore(step, args=ocp.args.Composite(
         params=ocp.args.StandardRestore(_by_name(params)),
         optimizer=ocp.args.StandardRestore(_by_name(opt_state)),
         data=ocp.args.JsonRestore()))
-    return (step, _like(params, restored['params']), _like(opt_state, restored['optimizer']),
+    return (_like(params, restored['params']), _like(opt_state, restored['optimizer']),
             restored['data'])
 
   def wait(self) -> None:
@@ -144,17 +191,32 @@ def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
   abstract = _abstract(jax.eval_shape(lambda: sharding.matrices_in(
       init(config, jax.random.key(0)), weights_dtype)), mesh, layout)
-  with ocp.CheckpointManager((directory / 'checkpoints').absolute(),
-                             item_names=_ITEMS) as manager:
-    step = manager.latest_step()
-    if step is None:
-      raise ValueError(f'{directory} holds no complete checkpoint: train that model first')
+  readers = {device.process_index for device in mesh.devices.flat}
+  options = ocp.CheckpointManagerOptions(
+      create=False, multiprocessing_options=ocp.options.MultiprocessingOptions(
+          primary_host=min(readers), active_processes=readers,
+          barrier_sync_key_prefix=f'of{min(readers)}to{max(readers)}'))
+  folder = (directory / 'checkpoints').absolute()
+  if not folder.exists():
+    raise ValueError(f'{directory} holds no complete checkpoint: train that model first')
+  with ocp.CheckpointManager(folder, item_handlers=_handlers(), options=options) as manager:
+    step = _newest_params(directory, manager.all_steps())
     restored = manager.restore(step, args=ocp.args.Composite(
         params=ocp.args.StandardRestore(_by_name(abstract))))
   logging.info('read %s, step %d', directory, step)
   return base.Model(module=_like(abstract, restored['params']), config=config,
                     vocabulary=_vocabulary(directory, described['vocabulary']),
                     hub_config=described.get('hub_config'))
+
+
+def _newest_params(directory, steps) -> int:
+  """The newest step whose parameters are as they were written."""
+  for step in sorted(steps, reverse=True):
+    fault = digests.fault((directory / 'checkpoints' / str(step)).absolute(), ('params',))
+    if fault is None:
+      return step
+    logging.warning('checkpoint %d of %s is passed over: %s', step, directory, fault)
+  raise ValueError(f'{directory} holds no complete checkpoint: train that model first')
 
 
 def load_config(directory: pathlib.Path | str, **overrides: Any) -> Any:

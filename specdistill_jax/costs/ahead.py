@@ -7,12 +7,14 @@ kept in a folder, by the hash of what was compiled.
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import re
 import time
 
 import jax
 
+from specdistill_jax.costs import chips
 from specdistill_jax.costs import programs
 
 _MEMORY = dict(arguments='argument_size_in_bytes', outputs='output_size_in_bytes',
@@ -29,7 +31,7 @@ class Compiled:
     text: optimised HLO of one chip; '' if the program does not fit.
     memory: bytes of one chip by use, outputs that reuse arguments counted in both and in
       `aliased`; empty if the program does not fit.
-    needs: bytes of HBM that a chip needs.
+    needs: bytes of HBM that a chip needs; at least, if the program does not fit.
     available: bytes that it has for programs, where the compiler said so: when it refused.
     seconds: of tracing and compiling, when it was compiled.
   """
@@ -45,8 +47,14 @@ class Compiled:
 
 
 def run(program: programs.Program, topology: str, keep: pathlib.Path | None = None) -> Compiled:
-  """Compiles `program`, or reads the result that `keep` holds of the very same compilation."""
+  """Compiles `program`, or reads the result that `keep` holds of the very same compilation.
+
+  What cannot even hold its arguments is not compiled: they are what it `needs` at least.
+  """
   started = time.perf_counter()
+  held = arguments(program)
+  if held > chips.CHIPS[chips.split(topology)[0]].hbm_gib * 2 ** 30:
+    return Compiled('', {}, held, None, 0.0)
   lowered = program.lower()
   path = keep and keep / f'{program.name}-{_digest(lowered, topology)}.json'
   if path and path.exists():
@@ -65,6 +73,14 @@ def run(program: programs.Program, topology: str, keep: pathlib.Path | None = No
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(result)))
   return result
+
+
+def arguments(program: programs.Program) -> int:
+  """Bytes that one chip holds of the arguments, without padding to the hardware's tiles."""
+  leaves = (leaf for leaf in jax.tree.leaves(program.arguments)
+            if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+  return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+             for leaf in leaves)
 
 
 def _digest(lowered: jax.stages.Lowered, topology: str) -> str:

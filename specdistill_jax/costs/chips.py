@@ -30,7 +30,11 @@ class Chip:
 
   @property
   def chip_bandwidth(self) -> float:
-    """Of the chip's own memory, bytes per second."""
+    """Of the chip's own memory, bytes per second.
+
+    About 22 times HBM's, says "How to Scale Your Model" (jax-ml.github.io/scaling-book) of VMEM;
+    v4 also keeps arrays in its slower CMEM, whose rate is not published.
+    """
     return 22 * self.hbm_bandwidth
 
   @property
@@ -47,10 +51,10 @@ CHIPS = {
 }
 # From small to large, as `--sweep` tries them.
 SLICES = {
-    'v4': ('2x2x1', '2x2x2', '2x2x4', '4x4x4'),
-    'v5e': ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
-    'v5p': ('2x2x1', '2x2x2', '2x2x4', '4x4x4'),
-    'v6e': ('2x2', '2x4', '4x4', '16x16'),
+    'v4': ('1x1x1', '2x2x1', '2x2x2', '2x2x4', '4x4x4'),
+    'v5e': ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
+    'v5p': ('1x1x1', '2x2x1', '2x2x2', '2x2x4', '4x4x4'),
+    'v6e': ('1x1', '2x2', '2x4', '4x4', '16x16'),
 }
 
 
@@ -83,6 +87,8 @@ def devices(topology: str) -> list[Any]:
   kind, _ = split(topology)
   # A v4 chip has two cores, which programs use as one device.
   options = dict(chip_config_name='megacore') if kind == 'v4' else {}
+  if count(topology) == 1:  # a host has four, unless told
+    options['chips_per_host_bounds'] = (1, 1, 1)
   try:
     return list(topologies.get_topology_desc(
         platform='tpu', topology_name=topology, **options).devices)

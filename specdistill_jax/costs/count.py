@@ -21,6 +21,8 @@ COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'coll
                'ragged-all-to-all', 'collective-broadcast')
 _FREE = ('parameter', 'tuple', 'get-tuple-element', 'constant', 'bitcast', 'after-all', 'iota',
          'partition-id', 'replica-id', 'opt-barrier', 'domain', 'add-dependency')
+# Custom calls that move nothing: the first two name memory, the others hand a collective on.
+_NAMES = ('ConcatBitcast', 'AllocateBuffer', 'AsyncCollectiveStart', 'AsyncCollectiveDone')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
@@ -53,9 +55,10 @@ def operations(module: hlo.Module, unknown_trips: float) -> list[Operation]:
   return list(_walk(module, module.computations[module.entry], 1.0, unknown_trips))
 
 
-def _walk(module, computation, times, unknown_trips) -> Iterator[Operation]:
-  walk = functools.partial(_walk, module, unknown_trips=unknown_trips)
-  joined = set()  # the parts of an overlapped collective share its channel
+def _walk(module, computation, times, unknown_trips, joined=frozenset()) -> Iterator[Operation]:
+  # The parts of an overlapped collective share its channel, also those in a loop that it passes.
+  joined = set(joined)
+  walk = functools.partial(_walk, module, unknown_trips=unknown_trips, joined=joined)
   for instruction in computation.instructions.values():
     opcode = instruction.opcode
     if opcode == 'while':
@@ -71,7 +74,8 @@ def _walk(module, computation, times, unknown_trips) -> Iterator[Operation]:
     elif opcode in ('call', 'async-start'):
       yield from walk(module.computations[(instruction.called('to_apply')
                                            or instruction.called('calls'))[0]], times)
-    elif opcode not in _FREE and not opcode.endswith(('-done', '-update')):
+    elif opcode not in _FREE and not opcode.endswith(('-done', '-update')) and not (
+        _only_names(instruction)):
       for found, inside in _collectives(module, computation, instruction):
         channel = found.attribute('channel_id') or found.name
         if channel not in joined:
@@ -81,6 +85,11 @@ def _walk(module, computation, times, unknown_trips) -> Iterator[Operation]:
                       _moved(module, computation, instruction, _in_hbm),
                       _moved(module, computation, instruction, _on_chip), 0.0, 1, times,
                       instruction.op_name)
+
+
+def _only_names(instruction) -> bool:
+  target = instruction.attribute('custom_call_target') or ''
+  return instruction.opcode == 'custom-call' and target.strip('"') in _NAMES
 
 
 def _collectives(module, computation, instruction):
@@ -178,17 +187,21 @@ def _moved(module, computation, instruction, size) -> float:
   if opcode in ('dynamic-update-slice', 'scatter'):
     update = computation.operand(instruction, 1 if opcode == 'dynamic-update-slice' else -1)
     return 2 * update.bytes if size(instruction) else 0
+  if opcode in ('copy-start', 'slice-start'):  # (result, operand, flag), ((operand), result, flag)
+    result = instruction.arrays[opcode == 'slice-start']
+    written = size(dataclasses.replace(instruction, arrays=(result,)))
+    return written + (result.bytes if size(computation.operand(instruction, 0)) else 0)
   read = sum(size(computation.instructions[name]) for name in instruction.operands)
-  if opcode.endswith('-start'):  # its type repeats the operand; only copies write the rest
-    written = dataclasses.replace(instruction, arrays=instruction.arrays[:1])
-    return read + size(written) * (opcode in ('copy-start', 'slice-start'))
-  return read + size(instruction)
+  return read if opcode.endswith('-start') else read + size(instruction)
 
 
 def _read(module, computation, value, size) -> float:
   """Bytes that a fused computation reads of one of its parameters."""
-  if value is None or not size(value):
-    return 0.0
+  return 0.0 if value is None or not size(value) else _used(module, computation, value)
+
+
+def _used(module, computation, value) -> float:
+  """Bytes of a value that its users inside a fused computation touch."""
   total = 0.0
   for user in computation.users(value.name):
     index = user.operands.index(value.name)
@@ -196,14 +209,26 @@ def _read(module, computation, value, size) -> float:
       total += user.bytes
     elif user.opcode == 'dynamic-update-slice' and index == 0:
       continue  # overwritten in place
+    elif user.opcode in COLLECTIVES or _only_names(user):
+      continue  # on its way beside the kernel
     elif user.opcode == 'bitcast':
-      total += _read(module, computation, user, size)
+      total += _used(module, computation, user)
     elif user.opcode == 'fusion':
       inside = module.computations[user.called('calls')[0]]
-      total += _read(module, inside, inside.parameter(index), size)
-    elif user.opcode != 'tuple':  # handed through
-      return float(size(value))
-  return min(total, float(size(value)))
+      parameter = inside.parameter(index)
+      total += (_used(module, computation, user) if _is_handed_through(inside, parameter)
+                else _used(module, inside, parameter))
+    elif user.opcode != 'tuple':
+      return float(value.bytes)
+  return min(total, float(value.bytes))
+
+
+def _is_handed_through(computation, parameter) -> bool:
+  """Whether a fusion in a fusion only gives a parameter another shape."""
+  root = computation.root
+  while root.opcode == 'bitcast':
+    root = computation.operand(root, 0)
+  return root is parameter
 
 
 def _written(module, computation, root, result, size) -> float:
@@ -212,7 +237,7 @@ def _written(module, computation, root, result, size) -> float:
     return sum(_written(module, computation, computation.instructions[name],
                         dataclasses.replace(result, arrays=(array,)), size)
                for name, array in zip(root.operands, result.arrays))
-  if not size(result) or root.opcode == 'parameter':
+  if not size(result) or root.opcode in ('parameter', *COLLECTIVES) or _only_names(root):
     return 0.0
   if root.opcode == 'bitcast':
     return _written(module, computation, computation.operand(root, 0), result, size)

@@ -1,7 +1,8 @@
 """The FLOPs that a JAX program needs, from its own trace: no compiler, no chip, no copy of work.
 
 The oracle beside `count`: matrix products of the whole program on global shapes, scans as often
-as they run. What the compiler adds (layers run twice, work done on every chip) is the difference.
+as they run, the code for accelerators where CPUs have their own. What the compiler adds (layers
+run twice, work done on every chip) is the difference.
 """
 
 import math
@@ -28,6 +29,8 @@ def flops(jaxpr: Any, unknown_trips: float) -> float:
       total += params['length'] * flops(params['jaxpr'], unknown_trips)
     elif name == 'while':
       total += unknown_trips * flops(params['body_jaxpr'], unknown_trips)
+    elif name == 'cond' and (platforms := params.get('branches_platforms')):
+      total += flops(params['branches'][platforms.index(None)], unknown_trips)
     elif name == 'cond':
       total += max(flops(branch, unknown_trips) for branch in params['branches'])
     else:

@@ -112,12 +112,13 @@ def training(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
                               distill.rollout.top_p),
         max_new_tokens=new_tokens, prompt_width=widths.prompt)
 
-  def update(remat):
+  def update(remat, **changed):
     student = _model_config(config, 'draft', dropout=settings.dropout, remat=remat)
     create = lambda: state_lib.create(
         families.init(student, jax.random.key(0)), state_lib.optimizer(settings))
     abstract = jax.eval_shape(create)
-    function = step_lib.make(settings, objective, rollout, mesh, abstract, config.draft.layout)
+    function = step_lib.make(dict(settings) | changed, objective, rollout, mesh, abstract,
+                             config.draft.layout)
     return function, _laid_out(
         abstract, sharding.parameter_shardings(abstract, mesh, config.draft.layout))
 
@@ -125,7 +126,7 @@ def training(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
                    dtype=config.target.weights_dtype, unstacked=False)
   inputs = (teacher, _batch(settings.batch_size, widths, mesh), _key(mesh))
   function, state = update(settings.remat)
-  plain, plain_state = update('none')
+  plain, plain_state = update('none', head_chunk=None)
   return Program(
       name='on_policy' if on_policy else 'train', function=function,
       arguments=(state, *inputs), mesh=mesh, steps=widths.completion,

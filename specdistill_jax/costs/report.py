@@ -41,7 +41,7 @@ def row(program: programs.Program, compiled: ahead.Compiled, topology: str) -> d
       flops=whole.flops, needed_flops=ideal, hbm_bytes=whole.hbm_bytes,
       wire_bytes=whole.wire_bytes, kernel_seconds=whole.kernel_seconds,
       network_seconds=whole.network_seconds, roofline_seconds=whole.seconds, bound=whole.bound,
-      collectives=list(whole.collectives))
+      num_collectives=whole.num_collectives, collectives=list(whole.collectives))
   if program.tokens:
     found |= dict(tokens=program.tokens, tokens_per_second=program.tokens / whole.seconds,
                   mfu=ideal / chip.flops / whole.seconds)
@@ -54,6 +54,7 @@ def row(program: programs.Program, compiled: ahead.Compiled, topology: str) -> d
         iteration=dict(seconds=kernels + network, kernel_seconds=kernels,
                        network_seconds=network, flops=once.flops - outside.flops,
                        hbm_bytes=once.hbm_bytes - outside.hbm_bytes,
+                       num_collectives=once.num_collectives - outside.num_collectives,
                        wire_bytes=once.wire_bytes - outside.wire_bytes))
   return found
 
@@ -84,8 +85,49 @@ def prediction(rows: Mapping[str, Mapping[str, Any]], gamma: int, batch_size: in
               autoregressive_tokens_per_second=batch_size / target, predicted=points)
 
 
+def growth(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """How a training step changes from the first slice to the others, with as many rows a chip.
+
+  `relative` is of roofline times; `seconds_by_kind` of collectives, and `grew` names the kinds
+  that take longer than on the first slice.
+  """
+  found, first = [], {}
+  for document in documents:
+    for row_ in document['programs']:
+      if 'mfu' not in row_:
+        continue
+      by_kind = {}
+      for joined in row_['collectives']:
+        by_kind[joined['kind']] = by_kind.get(joined['kind'], 0.0) + joined['seconds']
+      start = first.setdefault(row_['program'], dict(seconds=row_['roofline_seconds'],
+                                                     by_kind=by_kind))
+      found.append(dict(
+          study=document['study'], program=row_['program'], topology=row_['topology'],
+          chips=row_['chips'], roofline_seconds=row_['roofline_seconds'],
+          relative=row_['roofline_seconds'] / start['seconds'],
+          kernel_seconds=row_['kernel_seconds'], network_seconds=row_['network_seconds'],
+          seconds_by_kind=by_kind,
+          grew=[kind for kind, seconds in by_kind.items()
+                if seconds > start['by_kind'].get(kind, 0.0)]))
+  return found
+
+
+def growth_table(found: Sequence[Mapping[str, Any]]) -> str:
+  """Markdown: a line for each training program and slice."""
+  lines = ['| study | program | slice | chips | roofline ms | of the first | kernels ms | '
+           + 'network ms | collectives that grew, ms |', '|' + '---|' * 9]
+  for line in found:
+    grew = ', '.join(f'{kind} {1e3 * line["seconds_by_kind"][kind]:.3f}' for kind in line['grew'])
+    lines.append(
+        f'| {line["study"]} | {line["program"]} | {line["topology"]} | {line["chips"]} | '
+        f'{1e3 * line["roofline_seconds"]:.3f} | {line["relative"]:.3f} | '
+        f'{1e3 * line["kernel_seconds"]:.3f} | {1e3 * line["network_seconds"]:.3f} | '
+        f'{grew or "-"} |')
+  return '\n'.join(lines)
+
+
 _COLUMNS = ('study', 'program', 'slice', 'GiB/chip', 'of', 'fits', 'TFLOP', 'HBM GB', 'ICI GB',
-            'roofline ms', 'bound', 'MFU', 'tokens/s')
+            'collectives', 'roofline ms', 'bound', 'MFU', 'tokens/s')
 
 
 def table(documents: Sequence[Mapping[str, Any]]) -> str:
@@ -113,11 +155,11 @@ def table(documents: Sequence[Mapping[str, Any]]) -> str:
 
 def _speed_cells(found):
   if not found['fits']:
-    return ['-'] * 7
+    return ['-'] * 8
   step = found.get('iteration', found)
   seconds = step['seconds'] if 'iteration' in found else found['roofline_seconds']
   return [f'{step["flops"] / 1e12:.4g}', f'{step["hbm_bytes"] / 1e9:.3g}',
-          f'{step["wire_bytes"] / 1e9:.3g}',
+          f'{step["wire_bytes"] / 1e9:.3g}', f'{step["num_collectives"]:,.0f}',
           f'{1e3 * seconds:.3f}' + (' a turn' if 'iteration' in found else ''),
           found['bound'], f'{found["mfu"]:.2f}' if 'mfu' in found else '-',
           f'{found["tokens_per_second"]:,.0f}' if 'mfu' in found else '-']

@@ -38,6 +38,11 @@ class Cost:
     return max(self.kernel_seconds, self.network_seconds)
 
   @property
+  def num_collectives(self) -> float:
+    """Each waits a latency that is not counted."""
+    return sum(joined['times'] for joined in self.collectives)
+
+  @property
   def bound(self) -> str:
     return 'network' if self.network_seconds > self.kernel_seconds else 'kernels'
 

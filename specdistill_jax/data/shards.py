@@ -128,27 +128,40 @@ def rows(directory: str | os.PathLike, split: str) -> Sequence[Row]:
   return _Rows(directory, split)
 
 
+class _Places(grain.MapDataset):
+  """The rows at certain places of each batch; the others are never read."""
+
+  def __init__(self, parent: grain.MapDataset, batch_size: int, places: Sequence[int]):
+    super().__init__(parent)
+    self._batch_size, self._places = batch_size, [int(place) for place in places]
+
+  def __len__(self) -> int:
+    return len(self._parent) // self._batch_size * len(self._places)
+
+  def __getitem__(self, index: int) -> Row:
+    batch, place = divmod(index, len(self._places))
+    return self._parent[batch * self._batch_size + self._places[place]]
+
+
 def batches(directory: str | os.PathLike, split: str, *, batch_size: int, max_length: int,
             seed: int, shuffle: bool = True, num_epochs: int | None = None,
-            process_index: int = 0, process_count: int = 1,
-            drop_remainder: bool = True) -> grain.DatasetIterator:
+            batch_rows: Sequence[int] | None = None, drop_remainder: bool = True) -> grain.DatasetIterator:
   """Iterates over `structs.Batch` of numpy arrays, deterministically.
 
-  The batches of all processes together are those of one process, row for row, if not in the
-  same order inside the batch; every process gets as many.
+  What a process reads of a batch depends on `batch_rows` alone: the rows of all processes
+  together are the batch of one process, in its order, however many processes there are.
 
   Args:
     directory: of the shards.
     split: to read.
-    batch_size: rows a batch, over all processes; each gets `batch_size // process_count`.
+    batch_size: rows a batch, over all processes.
     max_length: tokens to which rows are padded.
     seed: of the order; every epoch has its own.
     shuffle: False keeps the order of the shards.
     num_epochs: None repeats without end.
-    process_index: of this process.
-    process_count: number of processes.
+    batch_rows: places in the batch that are wanted here, ascending; None: all of them.
     drop_remainder: leave out the rows of an epoch that do not fill a batch; False makes the
-      last batch of an epoch smaller (one process only).
+      last batch of an epoch smaller (whole batches only).
 
   Returns:
     An iterator with `get_state()` and `set_state()`; the state fits into JSON, and a fresh
@@ -160,15 +173,17 @@ def batches(directory: str | os.PathLike, split: str, *, batch_size: int, max_le
   """
   source = rows(directory, split)
   _check_batching(source, batch_size, max_length, read_metadata(directory, split),
-                  process_index, process_count, drop_remainder)
+                  batch_rows, drop_remainder)
   dataset = grain.MapDataset.source(source).seed(seed)
   if shuffle:
     dataset = dataset.shuffle()
   if drop_remainder:
-    # Before the split into processes, or one of them could get a batch more than another.
+    # Before places are picked, or an epoch's last batch could be short of some of them.
     dataset = dataset[:len(source) // batch_size * batch_size]
-  dataset = dataset[process_index::process_count].batch(
-      batch_size // process_count, drop_remainder=drop_remainder,
+  if batch_rows is not None and len(batch_rows) < batch_size:
+    dataset = _Places(dataset, batch_size, batch_rows)
+  dataset = dataset.batch(
+      batch_size if batch_rows is None else len(batch_rows), drop_remainder=drop_remainder,
       batch_fn=lambda batch: records.collate(batch, max_length, split))
   dataset = dataset.repeat(num_epochs)
   return iter(dataset.to_iter_dataset(
@@ -208,23 +223,24 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
                      f"not '{metadata['source']}'.")
 
 
-def _check_batching(source, batch_size, max_length, metadata, process_index, process_count,
+def _check_batching(source, batch_size, max_length, metadata, batch_rows,
                     drop_remainder) -> None:
   split, num_rows = metadata['split'], len(source)
   if max_length < metadata['longest_row']:
     raise ValueError(f"max_length {max_length} is shorter than the longest row of the split "
                      f"'{split}', {metadata['longest_row']} tokens.")
-  if not 0 <= process_index < process_count:
-    raise ValueError(f'process_index {process_index} is not one of {process_count} processes.')
-  if batch_size < 1 or batch_size % process_count:
-    raise ValueError(f'batch_size {batch_size} must be a positive multiple of the '
-                     f'{process_count} processes.')
+  if batch_size < 1:
+    raise ValueError(f'batch_size is {batch_size}, and must be at least 1.')
+  if batch_rows is not None and not (
+      len(batch_rows) and 0 <= min(batch_rows) and max(batch_rows) < batch_size):
+    raise ValueError(f'batch_rows {list(batch_rows)} must name places from 0 to '
+                     f'{batch_size - 1}, at least one.')
   if drop_remainder and batch_size > num_rows:
     raise ValueError(f"batch_size {batch_size} exceeds the {num_rows} rows of the split "
                      f"'{split}': an epoch would be empty. Lower it, or give more data.")
-  if not drop_remainder and process_count > 1:
-    raise ValueError('drop_remainder=False is for one process: several would get different '
-                     f'numbers of rows, and there are {process_count}.')
+  if not drop_remainder and batch_rows is not None:
+    raise ValueError('drop_remainder=False is for whole batches, and batch_rows names '
+                     f'{len(batch_rows)} of {batch_size} places.')
 
 
 def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.drafters import feature_config
 from specdistill_jax.models import cache as cache_lib
@@ -107,7 +108,7 @@ class Eagle3(nnx.Module):
   def __init__(self, config: Eagle3Config, *, rngs: nnx.Rngs):
     d, layer = config.width, config.layer()
     self.config = config
-    self.fusion_de = feature_config.linear_init(rngs, d, NUM_CAPTURED * d)
+    self.fusion_dw = feature_config.linear_init(rngs, d, NUM_CAPTURED * d)
     self.embedding_norm = feature_config.norm(config)
     self.carried_norm = feature_config.norm(config)
     self.attention = decoder_layers.Attention(layer, rngs=rngs, input_width=2 * d,
@@ -123,8 +124,8 @@ class Eagle3(nnx.Module):
 
   def inputs(self, features: dict[str, jax.Array]) -> jax.Array:
     """What is carried beside a token at a verified position: three layers' inputs, fused."""
-    return layers.linear(features['captured_bte'].astype(self.config.dtype),
-                         self.fusion_de[...])
+    return layers.linear(features['captured_btw'].astype(self.config.dtype),
+                         self.fusion_dw[...])
 
   def __call__(self, embedded_btd, carried_btd, positions_bt, mask_bts, cache=None):
     """As `fspad.Eagle`: what the head reads, what the next step carries, and the cache."""
@@ -151,7 +152,8 @@ class Eagle3(nnx.Module):
   def head(self, read_btd, target=None) -> jax.Array:
     """Logits over its own vocabulary, float32; the target's head isn't needed."""
     del target
-    return layers.linear(read_btd, self.head_vd[...], result_dtype=jnp.float32)
+    logits = layers.linear(read_btd, self.head_vd[...], result_dtype=jnp.float32)
+    return sharding.constrain(logits, 'btv')
 
   def logits(self, read_btd, target=None) -> jax.Array:
     """Logits over the target's vocabulary; a token outside of its own has -inf."""

@@ -88,7 +88,7 @@ class Eagle(nnx.Module):
   def __init__(self, config: EagleConfig | FSPADConfig, *, rngs: nnx.Rngs):
     d, layer = config.width, config.layer()
     self.config = config
-    self.fusion_de = feature_config.linear_init(rngs, d, 2 * d)
+    self.fusion_dw = feature_config.linear_init(rngs, d, 2 * d)
     self.fusion_bias_d = (layers.uniform(rngs.params(), (d,), 2 * d) if config.fusion_bias
                           else None)
     self.sampling = FeatureSampling(config, rngs=rngs) if config.feature_sampling else None
@@ -113,7 +113,7 @@ class Eagle(nnx.Module):
     carried_btd = carried_btd.astype(self.config.dtype)
     x_btd = layers.linear(
         jnp.concatenate([embedded_btd.astype(carried_btd.dtype), carried_btd], axis=-1),
-        self.fusion_de[...])
+        self.fusion_dw[...])
     if self.fusion_bias_d is not None:
       x_btd = x_btd + self.fusion_bias_d[...].astype(x_btd.dtype)
     if self.sampling is not None:
@@ -148,7 +148,8 @@ class Eagle(nnx.Module):
   def loss_settings(self) -> dict[str, Any]:
     """For `losses.features.feature_loss`."""
     c = self.config
-    return dict(regression=c.regression_weight, classification=c.classification_weight)
+    return dict(regression=c.regression_weight, classification=c.classification_weight,
+                frozen_head=True)
 
   def unroll(self, teacher, batch: structs.Batch, key=None) -> tuple[structs.DraftStep, ...]:
     """One step of teacher forcing: each pair from the true feature, with noise if given a key."""

@@ -67,13 +67,22 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def repair(path: pathlib.Path) -> None:
-  """Drops a torn last line, so that the next one starts on its own."""
+  """Drops what a kill left of a write: a torn last line, and categories without their whole.
+
+  The lines of one setting are written at once, those of categories first and that of all
+  prompts last; without the last, the setting will be measured again, and the others would be
+  there twice.
+  """
   if not path.exists():
     return
   with open(path, 'r+b') as file:
     content = file.read()
-    if not content.endswith(b'\n'):
-      file.truncate(content.rfind(b'\n') + 1)
+    kept = content[:content.rfind(b'\n') + 1]
+    lines = kept.splitlines(keepends=True)
+    while lines and json.loads(lines[-1]).get('category') is not None:
+      kept = kept[:-len(lines.pop())]
+    if len(kept) < len(content):
+      file.truncate(len(kept))
       os.fsync(file.fileno())
 
 

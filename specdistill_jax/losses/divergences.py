@@ -55,7 +55,9 @@ def jsd(student_logits: Logits, teacher_logits: TeacherLogits, *, beta: float = 
     raise ValueError(f'jsd: beta is {beta}, and must lie strictly between 0 and 1 '
                      '(use forward_kl or reverse_kl for the limits)')
   student, teacher = map(_finite, _log_probs(student_logits, teacher_logits))
-  mixture = jnp.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+  # Without gradient: on the mixture's own it is -(1 - beta) of the student's total, which is 1.
+  mixture = jax.lax.stop_gradient(
+      jnp.logaddexp(teacher + math.log(beta), student + math.log1p(-beta)))
   per_token = (beta * jnp.exp(teacher) * (teacher - mixture)
                + (1 - beta) * jnp.exp(student) * (student - mixture))
   return jnp.sum(per_token, axis=-1)
@@ -69,8 +71,7 @@ def tvd(student_logits: Logits, teacher_logits: TeacherLogits) -> PerToken:
 
 def acceptance(student_logits: Logits, teacher_logits: TeacherLogits) -> PerToken:
   """The overlap sum_v min(teacher, student): the chance that a drafted token is accepted."""
-  student, teacher = _log_probs(student_logits, teacher_logits)
-  return jnp.sum(jnp.exp(jnp.minimum(student, teacher)), axis=-1)
+  return _overlap(*_log_probs(student_logits, teacher_logits))
 
 
 def acceptance_nll(student_logits: Logits, teacher_logits: TeacherLogits) -> PerToken:
@@ -86,24 +87,30 @@ def acceptance_nll(student_logits: Logits, teacher_logits: TeacherLogits) -> Per
 
 
 def lk_hybrid(student_logits: Logits, teacher_logits: TeacherLogits, *, eta: float = 3.0,
-              mask_bt: Float[Array, 'b t'] | None = None) -> PerToken:
+              mask_bt: Float[Array, 'b t'] | None = None,
+              mean_acceptance: Float[Array, ''] | float | None = None) -> PerToken:
   """weight * forward KL + (1 - weight) * TVD, weight = exp(-eta * mean acceptance) (LK, Eq. 4).
 
-  One weight for the whole call, from the acceptance averaged over the positions where
-  `mask_bt` is 1 (all of them without a mask), without gradient. Call it once for each draft
-  position of a multi-position drafter.
+  One weight for the whole call, without gradient. Call it once for each draft position of a
+  multi-position drafter.
+
+  Args:
+    mean_acceptance: over all tokens of the batch, where this call sees a part of them. None: of
+      the positions where `mask_bt` is 1 (all of them without a mask).
 
   Raises:
     ValueError: eta is negative.
   """
   if eta < 0:
     raise ValueError(f'lk_hybrid: eta is {eta}, and must be at least 0')
-  distance = tvd(student_logits, teacher_logits)
-  mask_bt = jnp.ones_like(distance) if mask_bt is None else mask_bt.astype(jnp.float32)
-  mean_acceptance = (jnp.sum(jnp.where(mask_bt > 0, 1 - distance, 0.) * mask_bt)
-                     / jnp.maximum(jnp.sum(mask_bt), 1e-8))
+  student, teacher = _log_probs(student_logits, teacher_logits)
+  overlap = _overlap(student, teacher)
+  if mean_acceptance is None:
+    mask_bt = jnp.ones_like(overlap) if mask_bt is None else mask_bt.astype(jnp.float32)
+    mean_acceptance = (jnp.sum(jnp.where(mask_bt > 0, overlap, 0.) * mask_bt)
+                       / jnp.maximum(jnp.sum(mask_bt), 1e-8))
   weight = jax.lax.stop_gradient(jnp.exp(-eta * mean_acceptance))
-  return weight * forward_kl(student_logits, teacher_logits) + (1 - weight) * distance
+  return weight * _kl(teacher, student) + (1 - weight) * (1 - overlap)
 
 
 def cross_entropy(student_logits: Logits, labels_bt: Int[Array, 'b t']) -> PerToken:
@@ -124,6 +131,10 @@ def _log_probs(student_logits, teacher_logits):
   return (jax.nn.log_softmax(student_logits.astype(jnp.float32), axis=-1),
           jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits).astype(jnp.float32),
                              axis=-1))
+
+
+def _overlap(student, teacher):
+  return jnp.sum(jnp.exp(jnp.minimum(student, teacher)), axis=-1)
 
 
 def _finite(log_probs):

@@ -6,6 +6,8 @@ any function from features `[b, t, d]` to logits `[b, t, v]`.
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from specdistill_jax import structs
+from specdistill_jax.losses import chunked
 from specdistill_jax.losses import objectives
 
 Head = Callable[[Any], Any]
@@ -45,7 +48,7 @@ def soft_cross_entropy(student_logits: Float[Array, 'b t v'],
 def feature_loss(objective: objectives.Objective, steps: Sequence[structs.DraftStep], head: Head,
                  teacher_head: Head, restrict: Head, *, regression: float = 1.0,
                  classification: float = 1.0, decay: float = 1.0,
-                 over_all_positions: bool = False) -> objectives.Totals:
+                 over_all_positions: bool = False, alpha=None, **heads: Any) -> objectives.Totals:
   """The loss of a draft's unrolled steps: sum over k of decay^k times that of step k.
 
   Objective 'feature', the papers': at each position `regression` times `smooth_l1` and
@@ -57,37 +60,52 @@ def feature_loss(objective: objectives.Objective, steps: Sequence[structs.DraftS
     head: of the student, over its own vocabulary; may be a part of the target's.
     teacher_head: the target's, over its vocabulary.
     restrict: logits over the target's vocabulary to those over the student's own. A position
-      whose most probable token is left out by it has no loss.
+      whose most probable token is left out by it counts, but has no loss.
+    alpha: as in `chunked.distillation`; of the first step, for all of them.
+    heads: `chunk`, `over_rows` and `frozen_head` of `chunked.totals`.
 
   Returns:
     `alpha` is the overlap of both laws over the target's whole vocabulary, at step 0.
   """
+  is_feature = objective.name == objectives.FEATURE
+  if is_feature:
+    objective = dataclasses.replace(objective, normalisation='token')
+  per_token = functools.partial(_per_token, objective, restrict, classification)
   found = None
   for k, step in enumerate(steps):
     mask_bt = step.mask_bt
     visible = lambda x, mask_bt=mask_bt: jnp.where(mask_bt[..., None] > 0, x, 0)
-    student_btv = head(visible(step.read_btd))
-    whole_btv = jax.lax.stop_gradient(teacher_head(visible(step.taught_btd)))
-    teacher_btv = restrict(whole_btv)
-    inside_bt = mask_bt * (jnp.max(teacher_btv, axis=-1) >= jnp.max(whole_btv, axis=-1))
-    if objective.name == objectives.FEATURE:
-      loss_bt = classification * soft_cross_entropy(student_btv, teacher_btv)
-      if regression:
-        loss_bt += regression * smooth_l1(visible(step.predicted_btd), visible(step.taught_btd))
-      loss_sum = jnp.sum(loss_bt * inside_bt)
-      weight = jnp.float32(mask_bt.size) if over_all_positions else (
-          jnp.sum(mask_bt) + _SMALLEST_MASK)
-    else:
-      totals = objectives.distillation(objective, student_btv, teacher_btv, inside_bt)
-      loss_sum, weight = totals.loss_sum, totals.weight
+    totals = chunked.totals(objective, per_token, head, step.read_btd, teacher_head,
+                            visible(step.taught_btd), mask_bt, alpha=alpha, **heads)
+    if is_feature and regression:
+      distance_bt = smooth_l1(visible(step.predicted_btd), visible(step.taught_btd))
+      totals = totals.replace(
+          loss_sum=totals.loss_sum + regression * jnp.sum(distance_bt * mask_bt))
     if found is None:
-      log_norm_bt1 = jax.nn.logsumexp(whole_btv.astype(jnp.float32), axis=-1, keepdims=True)
-      overlap_bt = _overlap(student_btv, teacher_btv - log_norm_bt1)
-      found = objectives.Totals(loss_sum=loss_sum, weight=weight, num_tokens=jnp.sum(mask_bt),
-                                alpha_sum=jnp.sum(overlap_bt * mask_bt))
+      found = totals
+      if objective.needs_alpha and alpha is None:
+        alpha = jax.lax.stop_gradient(totals.alpha)
     else:
-      found = found.replace(loss_sum=found.loss_sum + decay ** k * loss_sum)
+      found = found.replace(loss_sum=found.loss_sum + decay ** k * totals.loss_sum)
+  if is_feature:
+    found = found.replace(weight=jnp.float32(steps[0].mask_bt.size) if over_all_positions else
+                          found.weight + _SMALLEST_MASK)
   return found
+
+
+def _per_token(objective, restrict, classification, student_btv, whole_btv, mask_bt, alpha):
+  """Loss and overlap of a step by position; `whole_btv` are the target's logits."""
+  teacher_btv = restrict(whole_btv)
+  inside_bt = jnp.max(teacher_btv, axis=-1) >= jnp.max(whole_btv, axis=-1)
+  log_norm_bt1 = jax.nn.logsumexp(whole_btv.astype(jnp.float32), axis=-1, keepdims=True)
+  overlap_bt = _overlap(student_btv, teacher_btv - log_norm_bt1)
+  if objective.name == objectives.FEATURE:
+    loss_bt = classification * soft_cross_entropy(student_btv, teacher_btv)
+  else:
+    if objective.needs_alpha and alpha is None:
+      alpha = jnp.sum(overlap_bt * mask_bt) / jnp.sum(mask_bt)
+    loss_bt, _ = objectives.per_token(objective, student_btv, teacher_btv, mask_bt, alpha)
+  return loss_bt * inside_bt, overlap_bt
 
 
 def _overlap(student_btv, teacher_log_probs_btv):

@@ -60,6 +60,11 @@ class Objective:
   def needs_teacher(self) -> bool:
     return self.name != CROSS_ENTROPY
 
+  @property
+  def needs_alpha(self) -> bool:
+    """Whether a token's loss depends on the mean overlap over the whole batch."""
+    return self.name == 'lk_hybrid'
+
 
 @struct.dataclass
 class Totals:
@@ -92,36 +97,63 @@ def no_totals() -> Totals:
 
 def supervised(objective: Objective, student_logits_btv, labels_bt, mask_bt) -> Totals:
   """Cross-entropy on given labels. `mask_bt` is aligned with the logits."""
-  student_logits_btv = _blank(student_logits_btv, mask_bt)
-  loss_bt = divergences.cross_entropy(student_logits_btv, labels_bt)
-  return _totals(objective, loss_bt, jnp.zeros_like(loss_bt), mask_bt)
+  return totals(objective, *per_token(objective, student_logits_btv, labels_bt, mask_bt), mask_bt)
 
 
-def distillation(objective: Objective, student_logits_btv, teacher_logits_btv,
-                 mask_bt) -> Totals:
-  """A divergence of student and teacher. `mask_bt` is aligned with the logits."""
+def distillation(objective: Objective, student_logits_btv, teacher_logits_btv, mask_bt,
+                 alpha=None) -> Totals:
+  """A divergence of student and teacher. `mask_bt` is aligned with the logits.
+
+  `alpha`: as in `per_token`.
+  """
+  return totals(objective, *per_token(objective, student_logits_btv, teacher_logits_btv, mask_bt,
+                                      alpha), mask_bt)
+
+
+def per_token(objective: Objective, student_logits_btv, reference, mask_bt, alpha=None):
+  """The objective of each token and the overlap of both models there, float32 `[b, t]`.
+
+  Args:
+    reference: the teacher's logits, or labels `[b, t]` where the objective is supervised.
+    alpha: mean overlap over all tokens of the batch, for an objective that `needs_alpha` and
+      sees only some of them; None: these are all.
+  """
+  student_btv = _blank(student_logits_btv, mask_bt)
+  if not objective.needs_teacher:
+    loss_bt = divergences.cross_entropy(student_btv, reference)
+    return loss_bt, jnp.zeros_like(loss_bt)
   scale = 1 / objective.temperature
-  student_btv = _blank(student_logits_btv, mask_bt).astype(jnp.float32) * scale
-  teacher_btv = _blank(teacher_logits_btv, mask_bt).astype(jnp.float32) * scale
-  options = {'jsd': {'beta': objective.beta}, 'lk_hybrid': {'mask_bt': mask_bt}}
+  student_btv = student_btv.astype(jnp.float32) * scale
+  teacher_btv = _blank(reference, mask_bt).astype(jnp.float32) * scale
+  options = {'jsd': dict(beta=objective.beta),
+             'lk_hybrid': dict(mask_bt=mask_bt, mean_acceptance=alpha)}
   loss_bt = DIVERGENCES[objective.name](
       student_btv, teacher_btv, **options.get(objective.name, {}))
-  alpha_bt = divergences.acceptance(jax.lax.stop_gradient(student_btv), teacher_btv)
-  return _totals(objective, loss_bt, alpha_bt, mask_bt)
+  return loss_bt, divergences.acceptance(jax.lax.stop_gradient(student_btv), teacher_btv)
+
+
+def token_weights(objective: Objective, mask_bt):
+  """What each token's loss counts in `Totals.loss_sum`, float32 `[b, t]`; 0 where masked."""
+  if objective.normalisation == 'token':
+    return mask_bt
+  return mask_bt / jnp.maximum(jnp.sum(mask_bt, axis=1, keepdims=True), 1)
+
+
+def totals(objective: Objective, loss_bt, alpha_bt, mask_bt) -> Totals:
+  """Pools what `per_token` says of whole rows."""
+  return pooled(objective, jnp.sum(loss_bt * token_weights(objective, mask_bt)),
+                jnp.sum(alpha_bt * mask_bt), mask_bt)
+
+
+def pooled(objective: Objective, loss_sum, alpha_sum, mask_bt) -> Totals:
+  """Sums of losses, weighted by `token_weights`, and of overlaps, with what divides them."""
+  tokens_b = jnp.sum(mask_bt, axis=1)
+  num_tokens = jnp.sum(tokens_b)
+  rows = jnp.sum(tokens_b > 0).astype(jnp.float32)
+  return Totals(loss_sum=loss_sum, alpha_sum=alpha_sum, num_tokens=num_tokens,
+                weight=rows if objective.normalisation == 'sequence' else num_tokens)
 
 
 def _blank(logits_btv, mask_bt):
   """Zeroes unsupervised logits: a NaN there must reach neither the value nor the gradient."""
   return jnp.where(mask_bt[..., None] > 0, logits_btv, 0)
-
-
-def _totals(objective, loss_bt, alpha_bt, mask_bt):
-  tokens_b = jnp.sum(mask_bt, axis=1)
-  loss_b = jnp.sum(loss_bt * mask_bt, axis=1)
-  if objective.normalisation == 'sequence':
-    loss_sum = jnp.sum(loss_b / jnp.maximum(tokens_b, 1))
-    weight = jnp.sum(tokens_b > 0).astype(jnp.float32)
-  else:
-    loss_sum, weight = jnp.sum(loss_b), jnp.sum(tokens_b)
-  return Totals(loss_sum=loss_sum, weight=weight, alpha_sum=jnp.sum(alpha_bt * mask_bt),
-                num_tokens=jnp.sum(tokens_b))

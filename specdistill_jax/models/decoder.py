@@ -181,7 +181,7 @@ class Decoder(nnx.Module):
       x_btd, captured, cache = self._unrolled(x_btd, positions_bt, mask_bts, cache)
     features = {'final_btd': self.final_norm(x_btd)}
     if captured:
-      features['captured_bte'] = jnp.concatenate(captured, axis=-1)
+      features['captured_btw'] = jnp.concatenate(captured, axis=-1)
     return structs.TargetOutput(
         logits_btv=self.logits(features['final_btd']), features=features, cache=cache)
 
@@ -215,8 +215,8 @@ class Decoder(nnx.Module):
     logits = sharding.constrain(logits, 'btv')
     return layers.soft_cap(logits[..., :self.config.vocab_size], self.config.logit_softcap)
 
-  def _layer_inputs(self, index, positions_bt, mask_bts):
-    """Mask and rotary frequencies of layer `index`.
+  def _layer_inputs(self, index, positions_bt, mask_bts, offset_b=None):
+    """Mask and rotary frequencies of layer `index`; `offset_b` is where a cache is written.
 
     Local layers see a window that ends at the query, and may rotate by another base.
     """
@@ -231,7 +231,9 @@ class Decoder(nnx.Module):
     if c.rope_local_theta is not None:
       local = layers.rope_frequencies(c.rope_local_theta, c.head_dim)
       frequencies = jnp.where(is_global, frequencies, local)
-    distance_bts = positions_bt[:, :, None] - jnp.arange(mask_bts.shape[-1])[None, None, :]
+    slot_bs = (jnp.arange(mask_bts.shape[-1])[None] if offset_b is None else
+               cache_lib.slot_positions(positions_bt, offset_b, mask_bts.shape[-1]))
+    distance_bts = positions_bt[:, :, None] - slot_bs[:, None, :]
     return mask_bts & ((distance_bts < c.sliding_window) | is_global), frequencies
 
   def _scanned(self, x_btd, positions_bt, mask_bts, dropout_key):
@@ -254,9 +256,9 @@ class Decoder(nnx.Module):
     buffers, inputs = [], []
     for index, block in enumerate(self.layers):
       inputs.append(x_btd)
-      mask, frequencies = self._layer_inputs(index, positions_bt, mask_bts)
-      held = None if cache is None else (cache.keys_bksh[index], cache.values_bksh[index])
       offset_b = None if cache is None else cache.length_b
+      mask, frequencies = self._layer_inputs(index, positions_bt, mask_bts, offset_b)
+      held = None if cache is None else (cache.keys_bksh[index], cache.values_bksh[index])
       x_btd, held = block(x_btd, positions_bt, mask, held, offset_b, frequencies=frequencies)
       buffers.append(held)
     if cache is not None:
@@ -285,7 +287,7 @@ class Decoder(nnx.Module):
   def capturing(self, layer_indices: tuple[int, ...]) -> 'Decoder':
     """The same decoder, which also gives the inputs of these layers, side by side.
 
-    They are `features['captured_bte']`: the residual stream before layer 0, 1, ..., no norm.
+    They are `features['captured_btw']`: the residual stream before layer 0, 1, ..., no norm.
     """
     if any(not 0 <= index < self.config.num_layers for index in layer_indices):
       raise ValueError(f'layers {layer_indices} can\'t be captured: the decoder has layers 0 to '

@@ -135,6 +135,7 @@ AXIS = lambda x: None if x == -1 else whole(1)(x) and 'a whole number of at leas
 
 TRAIN = dict(
     steps=whole(1), batch_size=whole(1), accumulation=whole(1),
+    head_chunk=optional(whole(1)),
     optimizer=one_of('adamw', 'adafactor'), learning_rate=POSITIVE, warmup_steps=whole(0),
     schedule=one_of('cosine', 'linear', 'constant', 'plateau_cosine'), final_fraction=FRACTION,
     weight_decay=NOT_NEGATIVE, b1=DECAY, b2=DECAY, clip_norm=optional(POSITIVE),

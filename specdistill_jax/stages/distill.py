@@ -4,6 +4,7 @@ The control takes as many further cross-entropy steps on the fixed data, with th
 and schedule, so that a table never credits distillation with mere further training.
 """
 
+import collections
 import functools
 import pathlib
 from typing import Any
@@ -15,6 +16,7 @@ import ml_collections
 import numpy as np
 
 from specdistill_jax import api
+from specdistill_jax import processes
 from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.checkpoints import store
@@ -41,8 +43,11 @@ def arm_names(config: ml_collections.ConfigDict) -> list[str]:
           for seed in distill.seeds for objective, source in kinds]
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path,
+        fit: train.Fit = train.fit) -> None:
   """Trains every arm from `draft/`; finished arms are skipped, an interrupted one resumes.
+
+  `fit` is what is done with each; another one looks at a step of it again.
 
   Raises:
     ValueError: impossible settings, or a draft and target with different vocabularies.
@@ -67,9 +72,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   names = iter(arm_names(config))
   for seed in distill.seeds:
     arm = functools.partial(_arm, config, workdir, seed=seed, teacher=teacher, draft=draft)
-    train.fit(arm(next(names), objective, data, rollout), config, workdir)
+    fit(arm(next(names), objective, data, rollout), config, workdir)
     if distill.control:
-      train.fit(arm(next(names), control, workdir / 'data', None), config, workdir)
+      fit(arm(next(names), control, workdir / 'data', None), config, workdir)
 
 
 def _arm(config, workdir, name, objective, data, rollout, *, seed, teacher, draft) -> train.Run:
@@ -121,7 +126,7 @@ def _stored(config, workdir, mesh, source: str, model: base.Model) -> pathlib.Pa
       vocab_size=metadata['vocab_size'], vocabulary_digest=metadata['vocabulary_digest'],
       task=metadata.get('task'), metric=metadata.get('metric'), max_length=rollout.width,
       source=source, seed=config.seed, num_prompts=count, **config.distill.rollout.to_dict())
-  if shards.exists(directory, 'train'):
+  if processes.agree('samples', lambda: shards.exists(directory, 'train')):
     found = shards.read_metadata(directory, 'train')
     for name, value in described.items():
       if found.get(name) != value:
@@ -134,7 +139,11 @@ def _stored(config, workdir, mesh, source: str, model: base.Model) -> pathlib.Pa
   rows = (row for begin in batches for row in _sample(
       model, [prompts[i] for i in range(begin, min(begin + settings.batch_size, count))],
       settings.batch_size, jax.random.fold_in(key, begin), rollout, mesh))
-  shards.write(directory, 'train', rows, described)
+  if processes.is_first():
+    shards.write(directory, 'train', rows, described)
+  else:
+    collections.deque(rows, maxlen=0)  # its share of the work; process 0 writes
+  processes.meet('samples are written')
   return directory
 
 
@@ -146,8 +155,8 @@ def _sample(model, chosen: list[records.Row], batch_size, key, rollout, mesh) ->
     prompts_bt[index, :row.prompt_length] = row.tokens[:row.prompt_length]
   lengths_b = np.array([row.prompt_length for row in filled], np.int32)
   batch = structs.Batch(prompts_bt, np.zeros(prompts_bt.shape, np.float32), lengths_b, lengths_b)
-  sampled = jax.device_get(_generate(
-      model.module, jax.device_put(batch, sharding.batch_sharding(mesh)), key, rollout=rollout))
+  batch = sharding.put(batch, sharding.batch_sharding(mesh))
+  sampled = sharding.fetch(_generate(model.module, batch, key, rollout=rollout))
   def row(index, source):
     length = int(sampled.lengths_b[index])
     return records.Row(

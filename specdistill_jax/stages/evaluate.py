@@ -73,10 +73,10 @@ class Prompts:
 
 
 def _decoding_mesh(settings: ml_collections.ConfigDict) -> jax.sharding.Mesh:
-  """The devices that decode, from the first on: all of them only if an axis is -1."""
+  """The devices of this process that decode, the first ones: all of them if an axis is -1."""
   sizes = dict(settings.mesh)
   needed = None if -1 in sizes.values() else math.prod(sizes.values())
-  return sharding.make_mesh(**sizes, devices=jax.devices()[:needed])
+  return sharding.make_mesh(**sizes, devices=jax.local_devices()[:needed])
 
 
 def _load(config: ml_collections.ConfigDict, directory: pathlib.Path, which: str) -> base.Model:

@@ -25,7 +25,7 @@ from specdistill_jax.training import step as step_lib
 GAMMA = 5
 TEMPERATURE = 1.0
 
-_losses = jax.jit(step_lib.losses, static_argnums=0)
+_losses = jax.jit(step_lib.losses, static_argnums=0, static_argnames='chunk')
 _rollout = jax.jit(rollouts.generate, static_argnames='rollout')
 
 
@@ -33,18 +33,20 @@ class HeldOut:
   """A fixed batch of held-out rows, and the target's own continuations of their prompts."""
 
   def __init__(self, directory: pathlib.Path, mesh: Mesh, *, batch_size: int, seed: int,
-               teacher: base.Model | None, max_new_tokens: int):
+               teacher: base.Model | None, max_new_tokens: int, head_chunk: int | None = None):
     """
     Args:
       directory: of the shards that have a `validation` split.
       teacher: measured against, if there is one.
       max_new_tokens: of the continuations.
+      head_chunk: positions of a row whose logits are there at a time; None: all.
     """
     rows = shards.rows(directory, 'validation')
     order = np.random.default_rng(seed).permutation(len(rows))[:batch_size]
     chosen = [rows[int(index)] for index in order]
     width = shards.read_metadata(directory, 'validation')['max_length']
     self._mesh, self._teacher, self._max_new_tokens = mesh, teacher, max_new_tokens
+    self._chunk = head_chunk
     self._key = jax.random.key(seed)
     self._batch = self._put(records.collate(
         chosen, width, 'validation', records.widths(chosen)))
@@ -59,17 +61,16 @@ class HeldOut:
     and acceptance by position come from the speculative sampler at temperature 1.
     """
     supervised = objectives.Objective(normalisation='token')
+    module = student.module
     if self._teacher is not None:
       module = api.on_given_text(self._teacher, student)
-    else:
-      module = student.module
-    totals = _losses(supervised, module, None, self._batch)
+    totals = _losses(supervised, module, None, self._batch, chunk=self._chunk)
     figures = dict(validation_cross_entropy=float(totals.loss))
     if self._teacher is None:
       return figures
     overlap = objectives.Objective('tvd', normalisation='token')
-    totals = _losses(overlap, module, self._teacher.module, self._continued)
-    stats = jax.device_get(api.speculate(
+    totals = _losses(overlap, module, self._teacher.module, self._continued, chunk=self._chunk)
+    stats = sharding.fetch(api.speculate(
         self._teacher, student, self._prompts, gamma=GAMMA, temperature=TEMPERATURE,
         max_new_tokens=self._max_new_tokens, key=self._key).stats)
     reached_g, accepted_g = stats.reached_bg.sum(0), stats.accepted_bg.sum(0)
@@ -81,7 +82,7 @@ class HeldOut:
             for accepted, reached in zip(accepted_g, reached_g)])
 
   def _continue_prompts(self) -> structs.Batch:
-    generated = jax.device_get(api.generate(
+    generated = sharding.fetch(api.generate(
         self._teacher, self._prompts, max_new_tokens=self._max_new_tokens,
         temperature=TEMPERATURE, key=self._key))
     rows = []
@@ -96,7 +97,7 @@ class HeldOut:
   def _put(self, batch):
     fits = batch.tokens_bt.shape[0] % sharding.rows_per_step(self._mesh) == 0
     layout = sharding.batch_sharding if fits else sharding.replicated
-    return jax.device_put(batch, layout(self._mesh))
+    return sharding.put(batch, layout(self._mesh))
 
 
 def rollout_seconds(student: Any, batch: structs.Batch, key: jax.Array,

@@ -1,11 +1,15 @@
 """The directory of a study: which config it belongs to, and which stages have finished in it."""
 
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import ml_collections
+
+from specdistill_jax import processes
 
 SHOWN_DIFFERENCES = 3
 
@@ -71,8 +75,65 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
                      f'{"; ".join(differences[:SHOWN_DIFFERENCES])}{more}; use another workdir')
 
 
+def check_writable(workdir: pathlib.Path) -> None:
+  """Makes `workdir`, writes a file and waits for the disk.
+
+  Raises:
+    OSError: one sentence, if that can't be done.
+  """
+  probe = workdir / f'.probe-{os.getpid()}'
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(probe, 'wb') as file:
+      file.write(bytes(4096))
+      file.flush()
+      os.fsync(file.fileno())
+    probe.unlink()
+  except OSError as error:
+    raise OSError(f'workdir {workdir} can\'t be written: {error.strerror}; free some room, or '
+                  'name another --workdir') from error
+
+
+def _bytes_in(directory: pathlib.Path) -> int:
+  """Of all files; leftovers of a save that was killed are being removed meanwhile."""
+  total = 0
+  for folder, _, names in os.walk(directory):  # forgives folders that vanish, as rglob doesn't
+    for name in names:
+      with contextlib.suppress(FileNotFoundError):
+        total += os.stat(os.path.join(folder, name)).st_size
+  return total
+
+
+def check_room(directory: pathlib.Path, state: Any, keep: int) -> None:
+  """Compares the free space with what the checkpoints of a run will take there.
+
+  Args:
+    directory: of the run.
+    state: arrays, or their shapes, of one checkpoint.
+    keep: checkpoints that stay; one more is there while the next is written.
+
+  Raises:
+    OSError: one sentence with both numbers.
+  """
+  if not processes.is_first():
+    return
+  import jax  # pylint: disable=g-import-not-at-top  (main imports this file, and is light)
+  one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+  held = _bytes_in(directory)
+  needed, free = (keep + 1) * one - held, shutil.disk_usage(directory).free
+  if needed > free:
+    raise OSError(f'{directory} needs {needed / 1e9:.3g} GB more for {keep} + 1 checkpoints of '
+                  f'{one / 1e9:.3g} GB, and its disk has {free / 1e9:.3g} GB free; free some '
+                  'room, lower train.keep_checkpoints, or name another --workdir')
+
+
 def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Makes `workdir` and its `config.json`, where they are not there yet."""
+  """Makes `workdir` and its `config.json`, where they are not there yet, for all processes."""
   path = workdir / 'config.json'
-  if not path.exists():
+  if processes.is_first() and not path.exists():
+    check_writable(workdir)
     write_atomically(path, to_json(config))
+  processes.meet('workdir')
+  if not path.exists():
+    raise ValueError(f'process {processes.index()} does not see {path}, which process 0 wrote: '
+                     '--workdir must be on a disk, or in a bucket, that all processes share')

@@ -17,6 +17,7 @@ import optax
 
 from specdistill_jax import sharding
 from specdistill_jax import structs
+from specdistill_jax.losses import chunked
 from specdistill_jax.losses import features
 from specdistill_jax.losses import objectives
 from specdistill_jax.training import rollouts
@@ -44,38 +45,47 @@ class Metrics:
 
 
 def losses(objective: objectives.Objective, student, teacher, batch: structs.Batch, *,
-           dropout_key=None, first: int = 0) -> objectives.Totals:
+           dropout_key=None, first: int = 0, chunk: int | None = None,
+           alpha=None) -> objectives.Totals:
   """Forward passes and loss sums; the teacher runs only where the objective reads it.
 
   Args:
     student: a module with `supervise` and `logits`; `teacher` likewise, of the same family. Or a
       feature-level draft, with `unroll`, whose noise is drawn from `dropout_key`.
     first: positions of a row before it carry no loss: their logits are not computed.
+    chunk: positions of a row whose logits are there at a time; None: all.
+    alpha: mean overlap over the rows that `batch` is a part of, for an objective that
+      `needs_alpha`; None: the batch is no part.
   """
   if hasattr(student, 'unroll'):
     teacher = jax.lax.stop_gradient(teacher)
     return features.feature_loss(
         objective, student.unroll(teacher, batch, dropout_key),
         lambda read_btd: student.head(read_btd, teacher), teacher.logits, student.restrict,
-        **student.loss_settings)
+        alpha=alpha, chunk=chunk, over_rows=sharding.over_rows, **student.loss_settings)
   learnt = student.supervise(batch, first=first, dropout_key=dropout_key)
-  student_btv = student.logits(learnt.features_btd)
   if not objective.needs_teacher:
-    return objectives.supervised(objective, student_btv, learnt.labels_bt, learnt.mask_bt)
+    return chunked.supervised(objective, student.logits, learnt.features_btd, learnt.labels_bt,
+                              learnt.mask_bt, chunk=chunk, over_rows=sharding.over_rows)
   teacher = jax.lax.stop_gradient(teacher)
-  teacher_btv = teacher.logits(teacher.supervise(batch, first=first).features_btd)
-  return objectives.distillation(objective, student_btv, teacher_btv, learnt.mask_bt)
+  taught_btd = teacher.supervise(batch, first=first).features_btd
+  return chunked.distillation(objective, student.logits, learnt.features_btd, teacher.logits,
+                              taught_btd, learnt.mask_bt, chunk=chunk, alpha=alpha,
+                              over_rows=sharding.over_rows)
 
 
 def gradients(objective: objectives.Objective, student, teacher, batch: structs.Batch,
-              dropout_key, *, accumulation: int, first: int, mesh: Mesh):
+              dropout_key, *, accumulation: int, first: int, mesh: Mesh,
+              chunk: int | None = None):
   """Gradient of the whole batch's loss, and its totals, a micro-batch at a time.
 
   Loss sums are accumulated and divided once at the end, so any `accumulation` gives the
-  gradient of the one large batch, however the supervised tokens fall.
+  gradient of the one large batch, however the supervised tokens fall. An objective that
+  `needs_alpha` costs a forward pass of both models over all micro-batches before.
   """
-  def loss_sum(student, batch, key):
-    totals = losses(objective, student, teacher, batch, dropout_key=key, first=first)
+  def loss_sum(student, batch, key, alpha=None):
+    totals = losses(objective, student, teacher, batch, dropout_key=key, first=first,
+                    chunk=chunk, alpha=alpha)
     return totals.loss_sum, totals
 
   grad_fn = jax.grad(loss_sum, has_aux=True)
@@ -83,14 +93,16 @@ def gradients(objective: objectives.Objective, student, teacher, batch: structs.
     grads, totals = grad_fn(student, batch, dropout_key)
   else:
     keys = None if dropout_key is None else jax.random.split(dropout_key, accumulation)
-    split = _micro_batches(batch, accumulation, mesh)
-
-    def body(sums, scanned):
-      return jax.tree.map(jnp.add, sums, grad_fn(student, *scanned)), None
-
+    scanned = _micro_batches(batch, accumulation, mesh), keys
+    add = lambda sums, found: (jax.tree.map(jnp.add, sums, found), None)
+    alpha = None
+    if objective.needs_alpha:
+      alpha = jax.lax.scan(lambda sums, xs: add(sums, loss_sum(student, *xs, alpha=0.0)[1]),
+                           objectives.no_totals(), scanned)[0].alpha
     zeros = (jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), student),
              objectives.no_totals())
-    (grads, totals), _ = jax.lax.scan(body, zeros, (split, keys))
+    (grads, totals), _ = jax.lax.scan(
+        lambda sums, xs: add(sums, grad_fn(student, *xs, alpha=alpha)), zeros, scanned)
   return jax.tree.map(lambda g: g.astype(jnp.float32) / totals.weight, grads), totals
 
 
@@ -146,7 +158,7 @@ def _make(settings, objective, rollout, mesh, layout, sharding_leaves, treedef):
     grads, totals = gradients(
         objective, student, teacher, batch,
         dropout_key if settings.dropout or hasattr(student, 'unroll') else None,
-        accumulation=settings.accumulation, mesh=mesh,
+        accumulation=settings.accumulation, mesh=mesh, chunk=settings.head_chunk,
         first=0 if rollout is None else rollout.first_supervised)
     updates, opt_state = transformation.update(grads, state.opt_state, state.params)
     metrics = Metrics(

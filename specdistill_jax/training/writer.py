@@ -9,9 +9,10 @@ import sys
 import time
 from typing import Any
 
-import jax
 from rich import progress
 import tensorboardX
+
+from specdistill_jax import processes
 
 METRICS_FILE = 'metrics.jsonl'
 
@@ -25,17 +26,20 @@ class Writer:
 
   def __init__(self, workdir: pathlib.Path, stage: str, run: str, *, first_step: int,
                steps: int):
-    """Drops what an interrupted run wrote after `first_step`, where this one goes on."""
+    """Drops what an interrupted run wrote after `first_step`, where this one goes on.
+
+    With `first_step` 0 it starts anew, and writes figures of step 0 itself.
+    """
     self._labels = dict(stage=stage, run=run)
     self._steps = steps
     self._print_from = first_step
-    self._active = jax.process_index() == 0
+    self._active = processes.is_first()
     if not self._active:
       return
     self._path = workdir / METRICS_FILE
-    drop_after(self._path, first_step, **self._labels)
+    drop_after(self._path, first_step if first_step else -1, **self._labels)
     self._events = tensorboardX.SummaryWriter(
-        str(workdir / 'tensorboard' / run), purge_step=first_step + 1)
+        str(workdir / 'tensorboard' / run), purge_step=first_step + 1 if first_step else 0)
     self._bar = None
     if sys.stdout.isatty():
       self._bar = progress.Progress(
@@ -63,8 +67,9 @@ class Writer:
     if not self._active:
       return
     figures = {name: _plain(value) for name, value in figures.items()}
-    with open(self._path, 'a', encoding='utf-8') as file:
-      file.write(json.dumps(self._labels | dict(step=step) | figures) + '\n')
+    line = json.dumps(self._labels | dict(step=step) | figures) + '\n'
+    with open(self._path, 'ab', buffering=0) as file:  # one write: whole, or cut at its end
+      file.write(line.encode('utf-8'))
     for name, value in figures.items():
       values = {f'{name}/{i}': x for i, x in enumerate(value)} if isinstance(
           value, list) else {name: value}
@@ -72,6 +77,12 @@ class Writer:
         if x is not None:
           self._events.add_scalar(tag, x, step)
     self._show(step, figures)
+
+  def sync(self) -> None:
+    """Returns when all lines are on disk: before the checkpoint that stands on them."""
+    if self._active and self._path.exists():
+      with open(self._path, 'rb') as file:
+        os.fsync(file.fileno())
 
   def _show(self, step, figures):
     shown = '  '.join(f'{name} {figures[name]:.4g}' for name in (
@@ -91,16 +102,22 @@ def drop_after(path: pathlib.Path, step: int, **labels: str) -> None:
   """
   if not path.exists():
     return
-  lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
-  def stays(line):
+  lines = path.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True)
+  def stays(number, line):
     if not line.endswith('\n'):
       return False
-    row = json.loads(line)
+    try:
+      row = json.loads(line)
+    except ValueError as error:
+      raise ValueError(f'{path}, line {number} is not JSON ({error}); remove the line') from error
     return row['step'] <= step or any(row[name] != label for name, label in labels.items())
-  kept = [line for line in lines if stays(line)]
+  kept = [line for number, line in enumerate(lines, start=1) if stays(number, line)]
   if len(kept) < len(lines):
     aside = path.with_name(path.name + '.tmp')
-    aside.write_text(''.join(kept), encoding='utf-8')
+    with open(aside, 'w', encoding='utf-8') as file:
+      file.write(''.join(kept))
+      file.flush()
+      os.fsync(file.fileno())
     os.replace(aside, path)
 
 

@@ -1,0 +1,42 @@
+"""A trace of some steps, for xprof, TensorBoard's profile plugin or ui.perfetto.dev.
+
+`request` is for entry points; the first run that comes to these steps is traced.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+
+FOLDER = 'profile'
+
+_wanted: tuple[int, int] | None = None
+_is_on = False
+
+
+def request(first: int, last: int) -> None:
+  """Asks for a trace of the steps from `first` to `last`, both included."""
+  global _wanted
+  if not 1 <= first <= last:
+    raise ValueError(f'--profile_steps is {first},{last}; give the first and the last step, such '
+                     'as 10,15')
+  _wanted = first, last
+
+
+def before(step: int, workdir: pathlib.Path) -> None:
+  """Starts the trace where `step` is the first of it; every process traces its own devices."""
+  global _is_on
+  if _wanted is not None and step == _wanted[0]:
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # the loop's own calls would bury the device's
+    jax.profiler.start_trace(str(workdir / FOLDER), profiler_options=options)
+    _is_on = True
+
+
+def after(step: int, done: Any) -> None:
+  """Ends the trace after its last step, once `done` is there."""
+  global _is_on, _wanted
+  if _is_on and step >= _wanted[1]:
+    jax.block_until_ready(done)
+    jax.profiler.stop_trace()
+    _is_on, _wanted = False, None

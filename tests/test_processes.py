@@ -1,0 +1,112 @@
+"""Starting as one process or many: flags, detection, and how a child's end is told."""
+
+import faulthandler
+import os
+import signal
+import time
+
+import pytest
+
+from specdistill_jax import processes
+
+NAMED = dict(coordinator_address='host:1234', num_processes=4, process_id=3)
+
+
+@pytest.fixture
+def environment(monkeypatch):
+  """No cluster, whatever the machine that tests run on."""
+  for name in list(os.environ):
+    if name.startswith(('SLURM', 'OMPI', 'TPU', 'KUBERNETES', 'MEGASCALE')):
+      monkeypatch.delenv(name)
+  return monkeypatch
+
+
+def test_a_machine_alone_joins_nothing(environment):
+  assert processes.cluster('auto', processes.Cluster()) is None
+  assert processes.cluster('off', processes.Cluster()) is None
+
+
+def slurm(environment, tasks):
+  for name, value in dict(SLURM_JOB_ID='77', SLURM_STEP_NODELIST='node[001-002]',
+                          SLURM_NTASKS=str(tasks), SLURM_PROCID='1', SLURM_LOCALID='0').items():
+    environment.setenv(name, value)
+
+
+def test_a_slurm_step_of_several_tasks_is_joined(environment):
+  slurm(environment, tasks=2)
+  assert processes.cluster('auto', processes.Cluster()) == processes.Cluster()
+  assert processes.cluster('off', processes.Cluster()) is None
+
+
+def test_a_slurm_step_of_one_task_is_a_machine_alone(environment):
+  slurm(environment, tasks=1)
+  assert processes.cluster('auto', processes.Cluster()) is None
+
+
+def test_flags_name_the_processes(environment):
+  slurm(environment, tasks=2)
+  given = processes.Cluster(**NAMED)
+  assert processes.cluster('auto', given) == processes.cluster('explicit', given) == given
+  assert processes.cluster('auto', processes.Cluster('host:1', 1, 0)) is None
+
+
+@pytest.mark.parametrize('mode, changed, message', [
+    ('explicit', dict(coordinator_address=None), '--coordinator_address is missing'),
+    ('auto', dict(process_id=None), '--process_id is missing'),
+    ('auto', dict(process_id=4), '--process_id is 4; .* from 0 to 3'),
+    ('auto', dict(coordinator_address='host'), "'host'; give HOST:PORT"),
+    ('auto', dict(heartbeat_seconds=0), '--heartbeat_seconds is 0'),
+    ('off', {}, '--distributed=off takes no coordinator_address'),
+    ('on', {}, "--distributed is 'on', and must be one of auto, off, explicit"),
+])
+def test_flags_that_contradict_one_another_are_refused(environment, mode, changed, message):
+  with pytest.raises(ValueError, match=message):
+    processes.cluster(mode, processes.Cluster(**NAMED | changed))
+
+
+def test_alone_there_is_nobody_to_wait_for():
+  processes.meet('here')
+  assert processes.agree('what', lambda: [1, 'a']) == [1, 'a']
+  assert processes.is_first() and processes.count() == 1
+
+
+def supervised(program):
+  """Exit status of `supervised`, in a fork of its own: it changes signal handlers."""
+  child = os.fork()
+  if child == 0:
+    faulthandler.disable()  # a deliberate abort is not worth its pages
+    os._exit(processes.supervised(program))
+  return child
+
+
+def status(child):
+  return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def raises():
+  raise KeyError('a bug')
+
+
+@pytest.mark.parametrize('program, expected', [
+    (lambda: 0, 0), (lambda: 2, 2), (lambda: 75, 75), (raises, 1),
+    (os.abort, 75),  # what JAX does to a process whose peers are gone
+    (lambda: os.kill(os.getpid(), signal.SIGKILL), 137),
+])
+def test_the_end_of_a_child_becomes_an_exit_status(capfd, program, expected):
+  assert status(supervised(program)) == expected
+  if program is os.abort:
+    assert 'lost the other processes' in capfd.readouterr().err
+
+
+def test_a_first_sigterm_is_passed_on_and_a_second_ends_at_once(tmp_path):
+  def stubborn():
+    signal.signal(signal.SIGTERM, lambda *_: (tmp_path / 'told').touch())
+    (tmp_path / 'ready').touch()
+    time.sleep(60)
+    return 0
+  child = supervised(stubborn)
+  for name in ('ready', 'told'):
+    while not (tmp_path / name).exists():
+      time.sleep(0.01)
+    os.kill(child, signal.SIGTERM)
+  assert status(child) == 143
