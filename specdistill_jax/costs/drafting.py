@@ -1,0 +1,71 @@
+"""Drafters of abstract models, as a study's decoding programs need them."""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from specdistill_jax import structs
+from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.decoding import tree as tree_lib
+from specdistill_jax.drafters import feature
+from specdistill_jax.drafters import lm
+from specdistill_jax.drafters import tree as tree_drafter
+
+
+def drafter(draft: Any, target: Any, shape: int | tree_lib.Tree | tree_lib.Dynamic,
+            sampling: sampling_lib.Sampling) -> structs.Drafter:
+  """Of chains of that length, or of that tree.
+
+  Args:
+    draft: a model, layers unrolled, or a feature-level draft of `target`.
+  """
+  is_chain = isinstance(shape, int)
+  if hasattr(draft, 'unroll'):
+    bound = feature.Bound(draft, target.without_layers())
+    return (feature.FeatureDrafter(bound, shape, sampling) if is_chain else
+            tree_drafter.TreeDrafter(bound, shape, sampling))
+  return (lm.LMDrafter(draft, shape, sampling) if is_chain else
+          tree_drafter.TreeDrafter(tree_drafter.LanguageModel(draft), shape, sampling))
+
+
+@struct.dataclass
+class Carrying:
+  """The cache of a feature-level draft that reads its own outputs alone."""
+  cache: Any
+  carried_b1d: jax.Array
+
+  @property
+  def length_b(self):
+    return self.cache.length_b
+
+  def rollback(self, length_b):
+    return self.replace(cache=self.cache.rollback(length_b))
+
+
+@struct.dataclass
+class Alone:
+  """A feature-level draft as a `structs.Decodable`: drafting costs what this decoding costs.
+
+  What it writes means nothing, since there is no target behind it.
+  """
+  bound: feature.Bound
+
+  def start(self, prompts_bt, prompt_lengths_b):
+    return structs.Start(prompts_bt, prompt_lengths_b)
+
+  def init_cache(self, batch, num_slots, memory=None):
+    del memory
+    config = self.bound.module.config
+    return Carrying(self.bound.init_cache(batch, num_slots),
+                    jnp.zeros((batch, 1, config.width), config.dtype))
+
+  def __call__(self, tokens_bt, positions_bt, mask_bts, cache):
+    carried_btd = jnp.broadcast_to(
+        cache.carried_b1d, (*tokens_bt.shape, cache.carried_b1d.shape[-1]))
+    read_btd, carried_btd, held = self.bound.read(tokens_bt, carried_btd, positions_bt, mask_bts,
+                                                  cache.cache)
+    return structs.TargetOutput(logits_btv=self.bound.logits(read_btd),
+                                features={'final_btd': read_btd},
+                                cache=Carrying(held, carried_btd[:, -1:]))
