@@ -178,6 +178,9 @@ def evaluate() -> ml_collections.ConfigDict:
       # (rule, epsilon) pairs. Lossless, with epsilon 1: exact, block. Lossy above temperature 0:
       # linear, square, exponential, typical; at 0: greedy_lenience; at any: top_k, k = 1/epsilon.
       rules=(('exact', 1.0),),
+      # Drafted beside chains, siblings sampled or greedy as draft_sampling says: 'eagle1', paths of
+      # ranks as in '0 1 00 01', or EAGLE-2's as in 'dynamic k10 d6 n60' (top-k, depth, nodes).
+      trees=(),
       # Drafting ends where the draft's best token is less likely than this; 0: always gamma.
       min_confidences=(0.0,),
       max_quality_drop=_optional(float),  # share of the target's quality that the report may spend

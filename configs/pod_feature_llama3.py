@@ -13,8 +13,8 @@ often in the training data. FSPAD's draft of the 8B is, as released, 11,008 wide
 32 key heads: more than the target's own layers.
 
 Slices. 8B: v5e:2x4, spread over the 8 chips, two rows on each; decoding, batch 1, splits it by
-heads over v5e:2x2. 70B: v5e:4x8, the width over 16 chips and heads, MLP and vocabulary over 2; decoding over
-the 8 chips of v4:2x2x2, a key head on each.
+heads over v5e:2x2. 70B: v5e:4x8, the width over 16 chips, heads, MLP and vocabulary over 2;
+decoding over the 8 chips of v4:2x2x2, a key head on each.
 
 Cost: roofline figures in docs/tpu_slices.md, if they are there; nothing was run on a TPU.
 

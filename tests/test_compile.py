@@ -87,7 +87,7 @@ def test_predicted_speedup_is_that_of_the_reports():
 
 def test_arguments_are_counted_as_one_device_holds_them():
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  program = programs.decoding(config(), structs.Widths(8, 24), mesh, name='draft', gamma=2)
+  program = programs.decoding(config(), structs.Widths(8, 24), mesh, name='draft', shape=2)
   leaves = jax.tree.leaves(program.arguments[0])
   share = lambda shape: 2 if {256, 2, 128} & set(shape) else 1  # vocabulary, heads, MLP
   weights = sum(leaf.dtype.itemsize * leaf.size // share(leaf.shape) for leaf in leaves)

@@ -248,8 +248,8 @@ def test_samples_along_trees_follow_the_targets_law(name, p_values):
     (DYNAMIC, False, 'typical', 0.2), (STATIC, True, 'linear', 0.3)], ids=['typical', 'linear'])
 def test_lossy_rules_keep_more_along_trees_and_strict_ones_are_exact(tree, drawn, rule, epsilon):
   rows, plain = prompts(64), sampling_lib.Sampling(1.0)
-  run = lambda rule: decode(target_module('fspad'), drafter('fspad', tree, plain if drawn else None),
-                            rows, rule=rule, sampling=plain)
+  built = drafter('fspad', tree, plain if drawn else None)
+  run = lambda rule: decode(target_module('fspad'), built, rows, rule=rule, sampling=plain)
   exact, lossy = run(rules.Exact()), run(rules.for_sampling(rule, epsilon, plain))
   tau = lambda out: out.stats.emitted_b.sum() / out.stats.target_calls_b.sum()
   assert tau(lossy) > tau(exact) + 0.1

@@ -1,4 +1,4 @@
-"""Drafters of abstract models, as a study's decoding programs need them."""
+"""A feature-level draft without its target, so that the cost of drafting alone can be seen."""
 
 from typing import Any
 
@@ -7,27 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from specdistill_jax import structs
-from specdistill_jax.decoding import sampling as sampling_lib
-from specdistill_jax.decoding import tree as tree_lib
 from specdistill_jax.drafters import feature
-from specdistill_jax.drafters import lm
-from specdistill_jax.drafters import tree as tree_drafter
-
-
-def drafter(draft: Any, target: Any, shape: int | tree_lib.Tree | tree_lib.Dynamic,
-            sampling: sampling_lib.Sampling) -> structs.Drafter:
-  """Of chains of that length, or of that tree.
-
-  Args:
-    draft: a model, layers unrolled, or a feature-level draft of `target`.
-  """
-  is_chain = isinstance(shape, int)
-  if hasattr(draft, 'unroll'):
-    bound = feature.Bound(draft, target.without_layers())
-    return (feature.FeatureDrafter(bound, shape, sampling) if is_chain else
-            tree_drafter.TreeDrafter(bound, shape, sampling))
-  return (lm.LMDrafter(draft, shape, sampling) if is_chain else
-          tree_drafter.TreeDrafter(tree_drafter.LanguageModel(draft), shape, sampling))
 
 
 @struct.dataclass
