@@ -34,8 +34,6 @@ EAGLE-1 3.94 (Vicuna; its chain 3.20), EAGLE-2 with the same weights 4.98, EAGLE
 EAGLE-2 are quoted of it.
 """
 
-from typing import Any
-
 import ml_collections
 
 from configs import common
@@ -50,7 +48,7 @@ DRAFTS = {
 }
 
 
-def overrides(draft: str) -> dict[str, Any]:
+def overrides(draft: str) -> dict:
   """What a study of this draft changes in the study of all."""
   if DRAFTS[draft] is None:
     return {'study': 'feature_drafts_standalone'}
@@ -86,6 +84,6 @@ def get_config(arg: str = 'standalone') -> ml_collections.ConfigDict:
   return config
 
 
-def get_sweep() -> list[dict[str, Any]]:
+def get_sweep() -> list[dict]:
   """A study a draft."""
   return [overrides(draft) for draft in DRAFTS]
