@@ -88,6 +88,38 @@ def t5() -> ml_collections.ConfigDict:
   ))
 
 
+def feature_draft(family: str) -> ml_collections.ConfigDict:
+  """A feature-level draft of a decoder, in place of the draft's `decoder()`.
+
+  Trained by `distill` with the objective 'feature'; `draft.train.steps` is 0. Sizes that are
+  not given are the target's. Fields are those of `drafters.fspad` and `drafters.eagle3`.
+  """
+  own = {
+      'eagle': dict(fusion_bias=True, feature_noise=0.2),
+      'fspad': dict(feature_sampling=True, partial_alignment=True, feature_noise=0.2),
+      'eagle3': dict(draft_vocab_size=_optional(int),  # most frequent tokens; None: 32,000 or all
+                     unrolled_steps=7, step_decay=0.8),
+  }
+  return ml_collections.ConfigDict(dict(
+      family=family, num_heads=_optional(int), num_kv_heads=_optional(int),
+      head_dim=_optional(int), mlp_width=_optional(int), **own[family]))
+
+
+def feature_recipe(family: str) -> dict:
+  """Of `train()`, what the released codes set for the papers' own targets; rows of 2,048 tokens.
+
+  FSPAD's for EAGLE-1 too, as its authors retrained it: 20 epochs of 64,600 rows, on a line that
+  would reach 0 at step 800,000. EAGLE-3 goes to its end.
+  """
+  shared = dict(batch_size=16, learning_rate=5e-5, schedule='linear', b1=0.9, b2=0.95,
+                weights_dtype='bfloat16', log_every=100, eval_every=4_000, checkpoint_every=4_000)
+  if family == 'eagle3':
+    return shared | dict(steps=800_000, warmup_steps=12_000, final_fraction=0.0, clip_norm=0.5,
+                         remat='full')
+  return shared | dict(steps=80_750, warmup_steps=2_000, final_fraction=0.9, clip_norm=None,
+                       clip_value=0.5, weight_decay=0.01)
+
+
 def train() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
       steps=300,
@@ -102,7 +134,8 @@ def train() -> ml_collections.ConfigDict:
       weight_decay=0.0,
       b1=0.9,
       b2=0.95,
-      clip_norm=1.0,
+      clip_norm=1.0,           # of the whole gradient; None: no limit
+      clip_value=_optional(float),   # of each of its values, before; EAGLE and FSPAD: 0.5
       dropout=0.0,
       weights_dtype='float32',       # float32 | bfloat16: what the passes read; masters: float32
       remat='none',            # none | dots | full: kept of each layer for the backward pass
@@ -115,7 +148,9 @@ def train() -> ml_collections.ConfigDict:
 
 def distill() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
-      objective='forward_kl',  # forward_kl | reverse_kl | jsd | tvd
+      # forward_kl | reverse_kl | jsd | tvd | acceptance_nll | lk_hybrid; feature, for drafts
+      # of `feature_draft`.
+      objective='forward_kl',
       beta=0.5,                # jsd only
       data_source='draft',     # fixed | target | draft | draft_stored | fixed+draft | target+draft
       student_fraction=0.5,    # lambda, of the sources with a plus

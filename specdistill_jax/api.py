@@ -15,8 +15,10 @@ from specdistill_jax.decoding import engine
 from specdistill_jax.decoding import rules
 from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.decoding import tree_names
-from specdistill_jax.drafters import lm
-from specdistill_jax.drafters import tree as tree_lib
+from specdistill_jax.drafters import built
+from specdistill_jax.drafters import families
+from specdistill_jax.drafters import feature
+from specdistill_jax.drafters import feature_config
 from specdistill_jax.models import base
 
 SMALLEST_WIDTH = 16
@@ -65,7 +67,7 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
   """Decodes the target speculatively (Leviathan et al. 2023; Chen et al. 2023).
 
   Args (beside those of `generate`, which mean the same here):
-    drafter: a smaller model with the target's vocabulary.
+    drafter: a smaller model with the target's vocabulary, or a feature-level draft of it.
     gamma: tokens of the chain that is drafted in a cycle, at least 1.
     tree: drafted in place of a chain: 'eagle1', the ranks along the paths to all nodes, as in
       '0 1 00 01', or EAGLE-2's dynamic tree, as in 'dynamic k10 d6 n60' (top-k, depth, nodes).
@@ -90,8 +92,9 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
   built_rule = rules.for_sampling(rule, epsilon, sampling)
   target, drafter = check_pair(target, drafter)
   prompts_bt, lengths_b = pad_prompts(target, prompts, max_new_tokens, prompt_width)
-  module = target.module.unstacked()
+  module = decoding_module(target, drafter)
   built_drafter = make_drafter(drafter, gamma=gamma, tree=tree, target_sampling=sampling,
+                               target=target,
                                draft_sampling=draft_sampling, min_confidence=min_confidence)
   state = engine.prefill_speculative(
       module, built_drafter, prompts_bt, lengths_b, key, max_new_tokens=max_new_tokens)
@@ -100,10 +103,26 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
   return engine.generation(state, max_new_tokens=max_new_tokens)
 
 
+def decoding_module(target: base.Model, drafter: base.Model) -> Any:
+  """The target's module as decoding loops take it, with the features that the draft reads."""
+  return built.target(target.module, drafter.module)
+
+
+def on_given_text(target: base.Model, drafter: base.Model) -> Any:
+  """The draft's module with `supervise` and `logits`, for its law along given text."""
+  if families.is_feature_draft(drafter.config):
+    return feature.TeacherForced(drafter.module, target.module)
+  return drafter.module
+
+
 def make_drafter(model: base.Model, *, gamma: int | None = None, tree: str | None = None,
                  target_sampling: sampling_lib.Sampling, draft_sampling: str = 'sampled',
-                 min_confidence: float = 0.0) -> lm.LMDrafter | tree_lib.TreeDrafter:
-  """The drafter of chains, or of trees, for a target that samples as `target_sampling` says."""
+                 min_confidence: float = 0.0, target: base.Model | None = None
+                 ) -> Any:
+  """The drafter of chains, or of trees, for a target that samples as `target_sampling` says.
+
+  `target` is needed by a feature-level draft, which shares its embedding and head.
+  """
   if (gamma is None) == (tree is None):
     raise ValueError(f'gamma is {gamma} and tree is {tree!r}; one of them must be given, the '
                      'length of a chain or a tree')
@@ -120,10 +139,8 @@ def make_drafter(model: base.Model, *, gamma: int | None = None, tree: str | Non
     raise ValueError(f'min_confidence is {min_confidence}, but a tree is drafted as it is; it must '
                      'be 0')
   sampling = sampling_lib.Sampling(0.0) if draft_sampling == 'greedy' else target_sampling
-  module = model.module.unstacked()
-  if shape is not None:
-    return tree_lib.TreeDrafter(tree_lib.LanguageModel(module), shape, sampling)
-  return lm.LMDrafter(module, gamma, sampling, min_confidence)
+  return built.drafter(model.module, target and target.module,
+                       gamma if shape is None else shape, sampling, min_confidence)
 
 
 def check_pair(target: base.Model, drafter: base.Model) -> tuple[base.Model, base.Model]:
@@ -131,10 +148,13 @@ def check_pair(target: base.Model, drafter: base.Model) -> tuple[base.Model, bas
 
   Raises unless the draft can speak for the target: one family, one vocabulary.
   """
-  families = target.config.family, drafter.config.family
-  if families[0] != families[1]:
-    raise ValueError(f'the target is of the family {families[0]!r} and the draft of '
-                     f'{families[1]!r}; both must be of one family, since an encoder-decoder '
+  if families.is_feature_draft(drafter.config):
+    feature_config.check_fits(drafter.config, target.config)
+    return check_same_vocabulary(target, drafter)
+  kinds = target.config.family, drafter.config.family
+  if kinds[0] != kinds[1]:
+    raise ValueError(f'the target is of the family {kinds[0]!r} and the draft of '
+                     f'{kinds[1]!r}; both must be of one family, since an encoder-decoder '
                      'and a decoder read prompts differently')
   return check_same_vocabulary(target, drafter)
 

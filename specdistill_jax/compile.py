@@ -123,7 +123,7 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
   """What the command does, after its flags: documents of all slices, and the smallest that fits."""
   config = values.config
   checks.check(config)
-  names = values.programs or list(programs.NAMES)
+  names = values.programs or list(programs.names(config))
   for name in names:
     if name not in programs.NAMES:
       raise ValueError(f'--programs names {name!r}; there are {", ".join(programs.NAMES)}')

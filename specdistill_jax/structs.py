@@ -7,6 +7,7 @@ An array's name ends in its axes, one letter each: `logits_btv` is `[b, t, v]`.
   s  cached or buffered slot     h  head width           l  layer
   d  model width                 f  MLP width            v  vocabulary
   r  relative-position bucket    c  child of a node      e  tree node that has children
+  w  several widths d, side by side
 
 Probabilities are kept as natural logarithms in float32. In training the two models are
 `student` and `teacher`, in decoding `drafter` and `target`.
@@ -83,12 +84,32 @@ class Supervision:
 
 
 @struct.dataclass
+class DraftStep:
+  """What a feature-level draft makes of a `Batch` in training, at one of its drafted steps.
+
+  Place t stands for drafting that begins with the target's feature t.
+
+  Attributes:
+    read_btd: what the draft's head reads.
+    predicted_btd: what the next step carries, and a feature loss holds to `taught_btd`.
+    taught_btd: the target's feature of the token that this step reads: its head's law there is
+      what the draft's is compared with. Without gradient.
+    mask_bt: float32, 1 where this is to be learnt.
+  """
+  read_btd: jax.Array
+  predicted_btd: jax.Array
+  taught_btd: jax.Array
+  mask_bt: jax.Array
+
+
+@struct.dataclass
 class TargetOutput:
   """What one call of a model returns.
 
   Attributes:
     logits_btv: next-token logits, float32, before any temperature.
-    features: hidden features by name; `features['final_btd']` is what the head reads.
+    features: hidden features by name; `features['final_btd']` is what the head reads, and
+      `features['captured_btw']`, of a model that captures some, its layers' inputs.
     cache: the cache after the call, or None when there was none.
   """
   logits_btv: jax.Array

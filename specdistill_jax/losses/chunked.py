@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from specdistill_jax.losses import objectives
 
 Head = Callable[[Any], Any]  # features [b, t, d] -> logits [b, t, v]
+# (student logits, reference, mask_bt, alpha) -> loss and overlap [b, t], as `objectives.per_token`.
+PerToken = Callable[..., Any]
 # A function of arrays that all rows share and arrays by rows, which returns sums and arrays by
 # rows, to one that does it with the rows spread over devices.
 OverRows = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -34,8 +36,9 @@ def supervised(objective: objectives.Objective, student_head: Head, features_btd
     chunk: positions of a row at a time, at most; None: all of them.
     over_rows: `sharding.over_rows`, where rows are spread over devices.
   """
-  return _totals(objective, student_head, _blank(features_btd, mask_bt), lambda labels: labels,
-                 labels_bt, mask_bt, chunk, None, over_rows)
+  return totals(objective, functools.partial(objectives.per_token, objective), student_head,
+                features_btd, lambda labels: labels, labels_bt, mask_bt, chunk=chunk,
+                over_rows=over_rows)
 
 
 def distillation(objective: objectives.Objective, student_head: Head, student_features_btd,
@@ -48,35 +51,50 @@ def distillation(objective: objectives.Objective, student_head: Head, student_fe
     chunk, over_rows: as in `supervised`.
     alpha: as in `objectives.per_token`.
   """
-  return _totals(objective, student_head, _blank(student_features_btd, mask_bt), teacher_head,
-                 jax.lax.stop_gradient(_blank(teacher_features_btd, mask_bt)), mask_bt, chunk,
-                 alpha, over_rows)
+  return totals(objective, functools.partial(objectives.per_token, objective), student_head,
+                student_features_btd, teacher_head, _blank(teacher_features_btd, mask_bt), mask_bt,
+                chunk=chunk, alpha=alpha, over_rows=over_rows)
 
 
-def _totals(objective, student_head, features_btd, reference_head, reference, mask_bt, chunk,
-            alpha, over_rows):
-  """`reference_head(reference)` is what `objectives.per_token` takes."""
+def totals(objective: objectives.Objective, per_token: PerToken, student_head: Head,
+           student_features_btd, reference_head: Head, reference, mask_bt, *,
+           chunk: int | None = None, alpha=None,
+           over_rows: OverRows = lambda function: function,
+           frozen_head: bool = False) -> objectives.Totals:
+  """Of any loss by token: `per_token(student logits, reference_head(reference), mask_bt, alpha)`.
+
+  Args:
+    objective: how tokens are pooled, and whether they need alpha.
+    reference: labels, or features of the teacher; gets no gradient.
+    frozen_head: whether the student's head is left as it is: it costs no gradient then.
+  """
+  features_btd = _blank(student_features_btd, mask_bt)
+  reference = jax.lax.stop_gradient(reference)
   if chunk is None:
-    return objectives.totals(objective, *objectives.per_token(
-        objective, student_head(features_btd), reference_head(reference), mask_bt, alpha), mask_bt)
+    return objectives.totals(objective, *per_token(
+        student_head(features_btd), reference_head(reference), mask_bt, alpha), mask_bt)
 
   def sums(student, fixed):
     """Loss and overlap of a chunk, by what is differentiated and what is not."""
     weights, features_btd = student
-    reference_weights, alpha, reference, mask_bt, weight_bt = fixed
-    loss_bt, alpha_bt = objectives.per_token(
-        objective, _opened(student_head, features_btd)[0](features_btd, *weights),
+    frozen, reference_weights, alpha, reference, mask_bt, weight_bt = fixed
+    loss_bt, alpha_bt = per_token(
+        _opened(student_head, features_btd)[0](features_btd, *weights, *frozen),
         _opened(reference_head, reference)[0](reference, *reference_weights), mask_bt, alpha)
     return jnp.sum(loss_bt * weight_bt), jnp.sum(alpha_bt * mask_bt)
 
-  weights = _opened(student_head, features_btd)[1]
+  weights, frozen = _opened(student_head, features_btd)[1], []
+  if frozen_head:
+    weights, frozen = frozen, jax.lax.stop_gradient(weights)
   reference_weights = jax.lax.stop_gradient(_opened(reference_head, reference)[1])
   rows = (features_btd, reference, mask_bt, objectives.token_weights(objective, mask_bt))
   if objective.needs_alpha and alpha is None:
     (_, overlap), _ = over_rows(functools.partial(_sums, sums, chunk))(
-        jax.lax.stop_gradient((weights, reference_weights, 0.0)), jax.lax.stop_gradient(rows))
+        jax.lax.stop_gradient((weights, frozen, reference_weights, 0.0)),
+        jax.lax.stop_gradient(rows))
     alpha = overlap / jnp.sum(mask_bt)
-  found = _differentiable(sums, chunk, over_rows)((weights, reference_weights, alpha), rows)
+  found = _differentiable(sums, chunk, over_rows)(
+      (weights, frozen, reference_weights, alpha), rows)
   return objectives.pooled(objective, *found, mask_bt)
 
 
@@ -102,7 +120,7 @@ def _differentiable(sums, chunk, over_rows):
 
   def backward(grads, cotangents):
     on_weights, on_features = jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype), grads)
-    return (on_weights, None, None), (on_features, None, None, None)
+    return (on_weights, None, None, None), (on_features, None, None, None)
 
   summed.defvjp(forward, backward)
   return summed

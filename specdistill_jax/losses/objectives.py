@@ -21,6 +21,7 @@ DIVERGENCES = {
     'lk_hybrid': divergences.lk_hybrid,
 }
 CROSS_ENTROPY = 'cross_entropy'
+FEATURE = 'feature'  # of feature-level drafts, see `features.feature_loss`
 NORMALISATIONS = ('sequence', 'token')
 
 
@@ -29,7 +30,7 @@ class Objective:
   """What is minimised: a hashable value.
 
   Attributes:
-    name: `cross_entropy`, or one of `DIVERGENCES`.
+    name: `cross_entropy`, one of `DIVERGENCES`, or `feature`, which ignores the rest.
     beta: the teacher's weight in the mixture of `jsd`; other objectives ignore it.
     normalisation: `sequence`, the mean over rows of the row's mean (DistillSpec, Eq. 2), or
       `token`, the mean over all tokens.
@@ -44,7 +45,7 @@ class Objective:
   temperature: float = 1.0
 
   def __post_init__(self):
-    known = (CROSS_ENTROPY, *DIVERGENCES)
+    known = (CROSS_ENTROPY, *DIVERGENCES, FEATURE)
     if self.name not in known:
       raise ValueError(f'objective is {self.name!r}, and must be one of {", ".join(known)}')
     if self.normalisation not in NORMALISATIONS:

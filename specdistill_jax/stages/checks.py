@@ -16,13 +16,14 @@ import ml_collections
 
 from specdistill_jax.data import chat
 from specdistill_jax.data import quality
+from specdistill_jax.stages import feature_checks
 from specdistill_jax.stages import sources
 from specdistill_jax.stages import task_checks
 
 Rule = Callable[[Any], str | None]  # a value -> what would be right, or None if it is
 
 TASKS = sources.NAMES
-OBJECTIVES = ('forward_kl', 'reverse_kl', 'jsd', 'tvd', 'acceptance_nll', 'lk_hybrid')
+OBJECTIVES = ('forward_kl', 'reverse_kl', 'jsd', 'tvd', 'acceptance_nll', 'lk_hybrid', 'feature')
 DATA_SOURCES = ('fixed', 'target', 'draft', 'draft_stored', 'fixed+draft', 'target+draft')
 RULES = ('exact', 'block', 'linear', 'square', 'exponential', 'greedy_lenience', 'typical',
          'top_k')  # of decoding.rules, named here since JAX is not yet wanted
@@ -142,7 +143,8 @@ TRAIN = dict(
     head_chunk=optional(whole(1)),
     optimizer=one_of('adamw', 'adafactor'), learning_rate=POSITIVE, warmup_steps=whole(0),
     schedule=one_of('cosine', 'linear', 'constant', 'plateau_cosine'), final_fraction=FRACTION,
-    weight_decay=NOT_NEGATIVE, b1=DECAY, b2=DECAY, clip_norm=optional(POSITIVE), dropout=DECAY,
+    weight_decay=NOT_NEGATIVE, b1=DECAY, b2=DECAY, clip_norm=optional(POSITIVE),
+    clip_value=optional(POSITIVE), dropout=DECAY,
     weights_dtype=DTYPE, remat=one_of('none', 'dots', 'full'),
     log_every=whole(1), eval_every=whole(1), checkpoint_every=whole(1),
     keep_checkpoints=whole(1))
@@ -299,13 +301,17 @@ def _check_new_tokens(task: Any, max_new_tokens: int, path: str) -> None:
         f'{task.max_length},{prompt} so that it must be at most {room}')
 
 
-def _check_distill(distill: Any) -> None:
+def _check_distill(config: Any) -> None:
+  distill = config.distill
   if '+' not in distill.data_source and distill.student_fraction != DEFAULT_STUDENT_FRACTION:
     mixtures = ' or '.join(repr(name) for name in DATA_SOURCES if '+' in name)
     raise ValueError(
         f'config.distill.student_fraction is {distill.student_fraction}, but data_source '
         f'{distill.data_source!r} is no mixture; use {mixtures}, or leave student_fraction at '
         f'{DEFAULT_STUDENT_FRACTION}')
+  if distill.objective == 'feature' and not feature_checks.is_feature_draft(config, 'draft'):
+    raise ValueError("config.distill.objective is 'feature', which holds a draft to the target's "
+                     'features; config.draft.model must be a configs.common.feature_draft()')
   if distill.objective != 'jsd' and distill.beta != DEFAULT_BETA:
     raise ValueError(
         f"config.distill.beta is {distill.beta}, but only the objective 'jsd' has a beta and "
@@ -365,6 +371,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   rows = math.prod(size for size in (config.mesh.data, config.mesh.fsdp) if size > 0)
   families = {}
   for name in models:
+    if feature_checks.is_feature_draft(config, name):
+      feature_checks.check(config)
+      continue
     _check_model(config[name].model, config.task.vocab_size, f'{name}.model')
     families[name] = _check_init_from(config[name], name)
   _check_same_family(config, families)
@@ -372,7 +381,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config[name] is not None:
       _check_train(config[name].train, f'{name}.train', rows)
   if config.distill is not None:
-    _check_distill(config.distill)
+    _check_distill(config)
     _check_new_tokens(config.task, config.distill.rollout.max_new_tokens, 'distill.rollout')
   if config.evaluate is not None:
     _check_mesh(config.evaluate.mesh, 'evaluate.mesh')

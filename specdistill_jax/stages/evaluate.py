@@ -163,7 +163,7 @@ def _overlaps(target: base.Model, draft: Draft, prompts: Prompts, runs: Sequence
       tokens_bt[row, :start] = prompts_bt[row, :start]
       tokens_bt[row, start:start + new] = run.generation.tokens[row, :new]
     counts_b2 = acceptance.alpha_counts(
-        target.module, draft.model.module, tokens_bt, prompt_lengths_b,
+        target.module, api.on_given_text(target, draft.model), tokens_bt, prompt_lengths_b,
         prompt_lengths_b + run.generation.lengths, sampling=sampling,
         widths=structs.Widths(prompts_bt.shape[1], run.generation.tokens.shape[1]))
     counts.append(np.asarray(counts_b2).sum(axis=0))
@@ -194,11 +194,12 @@ def _track(description: str):
   return wrap
 
 
-def _build(draft: Draft, way: ways.Way, sampling: sampling_lib.Sampling) -> step_costs.Setting:
+def _build(target: base.Model, draft: Draft, way: ways.Way,
+           sampling: sampling_lib.Sampling) -> step_costs.Setting:
   shape = dict(gamma=way.gamma) if way.tree == tree_names.CHAIN else dict(tree=way.tree)
   drafter = api.make_drafter(
       draft.model, **shape, target_sampling=sampling, draft_sampling=way.draft_sampling,
-      min_confidence=way.min_confidence)
+      min_confidence=way.min_confidence, target=target)
   return step_costs.Setting(drafter, rules.for_sampling(way.rule, way.epsilon, sampling))
 
 
@@ -234,16 +235,17 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
         wanted[index, way] = fields
   if not wanted:
     return
-  built = {(index, way): _build(drafts[index], way, sampling) for index, way in wanted}
+  built = {(index, way): _build(target, drafts[index], way, sampling)
+           for index, way in wanted}
+  module = api.decoding_module(target, drafts[0].model)  # all drafts of a study are of one kind
   measured = latency.measure(
-      target.module.unstacked(), built, prompts.batches, jax.random.key(config.seed),
-      sampling=sampling, max_new_tokens=settings.max_new_tokens,
-      progress=_track(f'temperature {temperature:g}'))
+      module, built, prompts.batches, jax.random.key(config.seed), sampling=sampling,
+      max_new_tokens=settings.max_new_tokens, progress=_track(f'temperature {temperature:g}'))
   metric = shards.read_metadata(path.parent / 'data', 'validation')['metric']
   overlaps = {index: _overlaps(target, drafts[index], prompts, measured.alone, sampling)
               for index, _ in wanted}
-  tree_pictures.keep(path.parent, target, wanted, built, prompts.batches[0],
-                     jax.random.key(config.seed), sampling=sampling,
+  tree_pictures.keep(path.parent, dataclasses.replace(target, module=module), wanted, built,
+                     prompts.batches[0], jax.random.key(config.seed), sampling=sampling,
                      max_new_tokens=settings.max_new_tokens)
   for lines in _lines(wanted, measured, overlaps, prompts, target, metric,
                       settings.bootstrap_samples):

@@ -61,13 +61,15 @@ class HeldOut:
     and acceptance by position come from the speculative sampler at temperature 1.
     """
     supervised = objectives.Objective(normalisation='token')
-    totals = _losses(supervised, student.module, None, self._batch, chunk=self._chunk)
+    module = student.module
+    if self._teacher is not None:
+      module = api.on_given_text(self._teacher, student)
+    totals = _losses(supervised, module, None, self._batch, chunk=self._chunk)
     figures = dict(validation_cross_entropy=float(totals.loss))
     if self._teacher is None:
       return figures
     overlap = objectives.Objective('tvd', normalisation='token')
-    totals = _losses(overlap, student.module, self._teacher.module, self._continued,
-                     chunk=self._chunk)
+    totals = _losses(overlap, module, self._teacher.module, self._continued, chunk=self._chunk)
     stats = sharding.fetch(api.speculate(
         self._teacher, student, self._prompts, gamma=GAMMA, temperature=TEMPERATURE,
         max_new_tokens=self._max_new_tokens, key=self._key).stats)

@@ -29,7 +29,7 @@ def load_rows(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[
   return found
 
 
-def _brackets(value: float, interval: tuple[float, float] | None, unit: str = '') -> str:
+def brackets(value: float, interval: tuple[float, float] | None, unit: str = '') -> str:
   if interval is None:
     return f'{value:.2f}{unit}'
   return f'{value:.2f}{unit} [{interval[0]:.2f}, {interval[1]:.2f}]'
@@ -49,7 +49,7 @@ def _quality_columns(summaries: Sequence[summary_lib.Summary]) -> tuple[str, ...
 
 
 def table(summaries: Sequence[summary_lib.Summary],
-          with_interval: Callable[..., str] = _brackets) -> tuple[tuple[str, ...], list[tuple]]:
+          with_interval: Callable[..., str] = brackets) -> tuple[tuple[str, ...], list[tuple]]:
   """Header and lines: at each temperature the target alone, then every method and length."""
   quality_columns = _quality_columns(summaries)
   with_quality, with_ways = bool(quality_columns), len({s.way for s in summaries}) > 1

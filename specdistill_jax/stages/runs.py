@@ -14,9 +14,9 @@ from specdistill_jax import processes
 from specdistill_jax import sharding
 from specdistill_jax.checkpoints import store
 from specdistill_jax.data import shards
+from specdistill_jax.drafters import families
 from specdistill_jax.losses import objectives
 from specdistill_jax.models import base
-from specdistill_jax.models import families
 from specdistill_jax.training import rollouts
 from specdistill_jax.training import state as state_lib
 from specdistill_jax.training import step as step_lib

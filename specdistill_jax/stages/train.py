@@ -13,8 +13,9 @@ from specdistill_jax import sharding
 from specdistill_jax.checkpoints import pretrained
 from specdistill_jax.checkpoints import store
 from specdistill_jax.data import shards
+from specdistill_jax.drafters import families
 from specdistill_jax.models import base
-from specdistill_jax.models import families
+from specdistill_jax.stages import feature_drafts
 from specdistill_jax.stages import heldout
 from specdistill_jax.stages import replay
 from specdistill_jax.stages import runs
@@ -103,6 +104,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, which: str,
   what is done with the run; another one looks at a step of it again.
   """
   section, data = config[which], workdir / 'data'
+  if families.is_feature_draft(section.model):
+    feature_drafts.start(config, workdir)
+    return
   if section.init_from is not None:
     _run_imported(config, workdir, which, fit)
     return

@@ -53,6 +53,8 @@ def check(settings: Any, row_devices: int = 1) -> None:
   _require(settings, 'learning_rate', settings.learning_rate > 0, 'positive')
   _require(settings, 'clip_norm', settings.clip_norm is None or settings.clip_norm > 0,
            'positive, or None for no clipping')
+  _require(settings, 'clip_value', settings.clip_value is None or settings.clip_value > 0,
+           'positive, or None for no clipping')
   for name in ('b1', 'b2', 'dropout'):
     _require(settings, name, 0 <= settings[name] < 1, 'in [0, 1)')
   _require(settings, 'final_fraction', 0 <= settings.final_fraction <= 1, 'in [0, 1]')
@@ -93,7 +95,7 @@ def schedule(settings: Any) -> optax.Schedule:
 
 
 def optimizer(settings: Any) -> optax.GradientTransformation:
-  """AdamW or Adafactor, behind a clip by global norm unless `clip_norm` is None.
+  """AdamW or Adafactor, behind clips of each value and of the global norm, unless None.
 
   Adafactor runs as in T5 fine-tuning and DistillSpec: the learning rate is the schedule's
   alone, without relative step size and without scaling by the parameters; b1 and b2 are AdamW's.
@@ -110,9 +112,12 @@ def optimizer(settings: Any) -> optax.GradientTransformation:
   else:
     raise ValueError(f'train.optimizer is {settings.optimizer!r}, and must be one of '
                      f'{", ".join(OPTIMIZERS)}')
-  if settings.clip_norm is None:
-    return rule
-  return optax.chain(optax.clip_by_global_norm(settings.clip_norm), rule)
+  clips = []
+  if settings.clip_value is not None:
+    clips.append(optax.clip(settings.clip_value))
+  if settings.clip_norm is not None:
+    clips.append(optax.clip_by_global_norm(settings.clip_norm))
+  return optax.chain(*clips, rule) if clips else rule
 
 
 def _decayed(params):

@@ -18,6 +18,7 @@ import optax
 from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.losses import chunked
+from specdistill_jax.losses import features
 from specdistill_jax.losses import objectives
 from specdistill_jax.training import rollouts
 from specdistill_jax.training import state as state_lib
@@ -49,12 +50,19 @@ def losses(objective: objectives.Objective, student, teacher, batch: structs.Bat
   """Forward passes and loss sums; the teacher runs only where the objective reads it.
 
   Args:
-    student: a module with `supervise` and `logits`; `teacher` likewise, of the same family.
+    student: a module with `supervise` and `logits`; `teacher` likewise, of the same family. Or a
+      feature-level draft, with `unroll`, whose noise is drawn from `dropout_key`.
     first: positions of a row before it carry no loss: their logits are not computed.
     chunk: positions of a row whose logits are there at a time; None: all.
     alpha: mean overlap over the rows that `batch` is a part of, for an objective that
       `needs_alpha`; None: the batch is no part.
   """
+  if hasattr(student, 'unroll'):
+    teacher = jax.lax.stop_gradient(teacher)
+    return features.feature_loss(
+        objective, student.unroll(teacher, batch, dropout_key),
+        lambda read_btd: student.head(read_btd, teacher), teacher.logits, student.restrict,
+        alpha=alpha, chunk=chunk, over_rows=sharding.over_rows, **student.loss_settings)
   learnt = student.supervise(batch, first=first, dropout_key=dropout_key)
   if not objective.needs_teacher:
     return chunked.supervised(objective, student.logits, learnt.features_btd, learnt.labels_bt,
@@ -148,7 +156,8 @@ def _make(settings, objective, rollout, mesh, layout, sharding_leaves, treedef):
           student, mesh, 'tensor' if layout == 'sharded' else layout))
       batch, on_policy = rollouts.mix(gathered, batch, rollout_key, rollout)
     grads, totals = gradients(
-        objective, student, teacher, batch, dropout_key if settings.dropout else None,
+        objective, student, teacher, batch,
+        dropout_key if settings.dropout or hasattr(student, 'unroll') else None,
         accumulation=settings.accumulation, mesh=mesh, chunk=settings.head_chunk,
         first=0 if rollout is None else rollout.first_supervised)
     updates, opt_state = transformation.update(grads, state.opt_state, state.params)
