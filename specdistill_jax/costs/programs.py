@@ -115,7 +115,7 @@ def training(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
   def update(remat, **changed):
     student = _model_config(config, 'draft', dropout=settings.dropout, remat=remat)
     create = lambda: state_lib.create(
-        families.init(student, jax.random.key(0)), state_lib.optimizer(settings))
+        families.init(student, jax.random.key(0)), state_lib.optimizer(settings, objective))
     abstract = jax.eval_shape(create)
     function = step_lib.make(dict(settings) | changed, objective, rollout, mesh, abstract,
                              config.draft.layout)

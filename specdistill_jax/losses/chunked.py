@@ -22,71 +22,97 @@ Head = Callable[[Any], Any]  # features [b, t, d] -> logits [b, t, v]
 # A function of arrays that all rows share and arrays by rows, which returns sums and arrays by
 # rows, to one that does it with the rows spread over devices.
 OverRows = Callable[[Callable[..., Any]], Callable[..., Any]]
-_NOTHING = (0.0, 0.0)
 
 
-def supervised(objective: objectives.Objective, student_head: Head, features_btd, labels_bt,
-               mask_bt, *, chunk: int | None = None,
+def supervised(objective: objectives.Objective, student_head: Head, features, labels, mask, *,
+               chunk: int | None = None,
                over_rows: OverRows = lambda function: function) -> objectives.Totals:
-  """Cross-entropy on given labels, as `objectives.supervised` of `student_head(features_btd)`.
+  """Cross-entropy on given labels, as `objectives.supervised` of `student_head(features)`.
 
   Args:
     chunk: positions of a row at a time, at most; None: all of them.
     over_rows: `sharding.over_rows`, where rows are spread over devices.
   """
-  return _totals(objective, student_head, _blank(features_btd, mask_bt), lambda labels: labels,
-                 labels_bt, mask_bt, chunk, None, over_rows)
+  return _totals(objective, student_head, _blank(features, mask), None, labels, mask, chunk, None,
+                 over_rows, None)
 
 
-def distillation(objective: objectives.Objective, student_head: Head, student_features_btd,
-                 teacher_head: Head, teacher_features_btd, mask_bt, *, chunk: int | None = None,
-                 alpha=None, over_rows: OverRows = lambda function: function
-                 ) -> objectives.Totals:
+def distillation(objective: objectives.Objective, student_head: Head, student_features,
+                 teacher_head: Head, teacher_features, mask, *, chunk: int | None = None,
+                 alpha=None, over_rows: OverRows = lambda function: function,
+                 restrict: Head | None = None) -> objectives.Totals:
   """A divergence, as `objectives.distillation` of both heads' logits; widths `d` may differ.
 
   Args:
-    chunk, over_rows: as in `supervised`.
-    alpha: as in `objectives.per_token`.
+    student_features: `[b, t, d]` with a mask `[b, t]`, or of several draft positions
+      `[b, t, g, d]` with a mask `[b, t, g]`; `teacher_features` likewise.
+    chunk: as in `supervised`; the draft positions of a place stay together in one chunk.
+    over_rows: as in `supervised`.
+    alpha, restrict: as in `objectives.per_token`.
   """
-  return _totals(objective, student_head, _blank(student_features_btd, mask_bt), teacher_head,
-                 jax.lax.stop_gradient(_blank(teacher_features_btd, mask_bt)), mask_bt, chunk,
-                 alpha, over_rows)
+  return _totals(objective, student_head, _blank(student_features, mask), teacher_head,
+                 jax.lax.stop_gradient(_blank(teacher_features, mask)), mask, chunk, alpha,
+                 over_rows, restrict)
 
 
-def _totals(objective, student_head, features_btd, reference_head, reference, mask_bt, chunk,
-            alpha, over_rows):
-  """`reference_head(reference)` is what `objectives.per_token` takes."""
+def logits(head: Head | None, features):
+  """`head` of features `[b, t, d]` or `[b, t, g, d]`; without a head, what is given."""
+  if head is None:
+    return features
+  return head(flat(features)).reshape(*features.shape[:-1], -1)
+
+
+def flat(features):
+  """`[b, t, g, d]` to the `[b, t g, d]` that heads take."""
+  return features.reshape(features.shape[0], -1, features.shape[-1])
+
+
+def _totals(objective, student_head, features, reference_head, reference, mask, chunk, alpha,
+            over_rows, restrict):
+  """`reference_head` of `reference` is what `objectives.per_token` takes; None: it is that."""
   if chunk is None:
-    return objectives.totals(objective, *objectives.per_token(
-        objective, student_head(features_btd), reference_head(reference), mask_bt, alpha), mask_bt)
+    both = logits(student_head, features), logits(reference_head, reference)
+    if not objective.needs_teacher:
+      return objectives.supervised(objective, *both, mask)
+    return objectives.distillation(objective, *both, mask, alpha, restrict)
+
+  rows = tuple(objectives.placed(objective, x, mask) for x in (
+      features, reference, mask, objectives.token_weights(objective, mask)))
 
   def sums(student, fixed):
-    """Loss and overlap of a chunk, by what is differentiated and what is not."""
-    weights, features_btd = student
-    reference_weights, alpha, reference, mask_bt, weight_bt = fixed
-    loss_bt, alpha_bt = objectives.per_token(
-        objective, _opened(student_head, features_btd)[0](features_btd, *weights),
-        _opened(reference_head, reference)[0](reference, *reference_weights), mask_bt, alpha)
-    return jnp.sum(loss_bt * weight_bt), jnp.sum(alpha_bt * mask_bt)
+    """Loss, and overlap by position, by what is differentiated and what is not."""
+    weights, features_btgd = student
+    reference_weights, alpha, reference, mask_btg, weight_btg = fixed
+    loss_btg, overlap_btg = objectives.per_token(
+        objective, bound(student_head, features_btgd, weights),
+        bound(reference_head, reference, reference_weights), mask_btg, alpha, restrict)
+    return jnp.sum(loss_btg * weight_btg), objectives.position_sums(overlap_btg, mask_btg)
 
-  weights = _opened(student_head, features_btd)[1]
-  reference_weights = jax.lax.stop_gradient(_opened(reference_head, reference)[1])
-  rows = (features_btd, reference, mask_bt, objectives.token_weights(objective, mask_bt))
+  weights = opened(student_head, rows[0])
+  reference_weights = jax.lax.stop_gradient(opened(reference_head, rows[1]))
   if objective.needs_alpha and alpha is None:
-    (_, overlap), _ = over_rows(functools.partial(_sums, sums, chunk))(
+    (_, overlap_g), _ = over_rows(functools.partial(_sums, sums, chunk))(
         jax.lax.stop_gradient((weights, reference_weights, 0.0)), jax.lax.stop_gradient(rows))
-    alpha = overlap / jnp.sum(mask_bt)
+    alpha = overlap_g / jnp.maximum(jnp.sum(rows[2], axis=(0, 1)), 1)
   found = _differentiable(sums, chunk, over_rows)((weights, reference_weights, alpha), rows)
-  return objectives.pooled(objective, *found, mask_bt)
+  return objectives.pooled(objective, *found, mask)
 
 
-def _opened(head, features):
-  """`(function, weights)` with `function(features, *weights)` equal to `head(features)`.
+def opened(head, features):
+  """The weights that `head` reads, in the order in which `bound` takes them."""
+  return [] if head is None else _converted(head, flat(features))[1]
 
-  It holds for features of this shape, on the devices that see it: so it is asked for anew
-  wherever the head is applied. The weights are the same ones each time.
-  """
-  return jax.closure_convert(lambda features: head(features), features)
+
+def bound(head, features, weights):
+  """`logits(head, features)`, of these weights in place of its own."""
+  if head is None:
+    return features
+  # For features of this shape, on the devices that see it: so asked for anew.
+  return logits(lambda x: _converted(head, x)[0](x, *weights), features)
+
+
+def _converted(head, features_btd):
+  return jax.closure_convert(lambda features_btd: head(features_btd), features_btd)
 
 
 def _differentiable(sums, chunk, over_rows):
@@ -111,41 +137,54 @@ def _differentiable(sums, chunk, over_rows):
 def _sums(sums, chunk, whole, rows):
   """Sums over the chunks of `rows`, and, of no row, nothing: as `over_rows` takes it."""
   weights, *fixed = whole
-  def body(found, rows):
-    features_btd, *inputs = rows
-    return jax.tree.map(jnp.add, found, sums((weights, features_btd), (*fixed, *inputs))), None
-  return jax.lax.scan(body, _NOTHING, _split(rows, chunk))[0], None
+  def of_chunk(rows):
+    return sums((weights, rows[0]), (*fixed, *rows[1:]))
+  return summed(of_chunk, split(rows, chunk)), None
+
+
+def summed(function, chunks):
+  """The sum of `function` over the leading axis of `chunks`."""
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                       jax.eval_shape(function, jax.tree.map(lambda x: x[0], chunks)))
+  return jax.lax.scan(
+      lambda found, rows: (jax.tree.map(jnp.add, found, function(rows)), None), zeros, chunks)[0]
 
 
 def _sums_and_gradients(sums, chunk, whole, rows):
   """The same, with the loss's gradients: on the head, summed in float32, and on the features."""
   weights, *fixed = whole
   def body(carry, rows):
-    features_btd, *inputs = rows
+    features, *inputs = rows
     found, (on_weights, on_features) = jax.value_and_grad(sums, has_aux=True)(
-        (weights, features_btd), (*fixed, *inputs))
+        (weights, features), (*fixed, *inputs))
     return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), carry,
                         (found, on_weights)), on_features
   zeros = [jnp.zeros(weight.shape, jnp.float32) for weight in weights]
-  summed, on_features = jax.lax.scan(body, (_NOTHING, zeros), _split(rows, chunk))
-  on_features = jnp.swapaxes(on_features, 0, 1).reshape(rows[0].shape[0], -1, rows[0].shape[2])
-  return summed, on_features[:, :rows[0].shape[1]]
+  nothing = jnp.zeros(()), jnp.zeros(rows[0].shape[2])
+  found, on_features = jax.lax.scan(body, (nothing, zeros), split(rows, chunk))
+  return found, joined(on_features, rows[0].shape[1])
 
 
-def _split(arrays, chunk):
-  """`[b, t, ...]` to `[chunks, b, <= chunk, ...]`: of equal sizes, the end filled with zeros.
+def split(arrays, chunk):
+  """`[b, t, g, ...]` to `[chunks, b, <= chunk / g, g, ...]`: of equal sizes, filled with zeros.
 
   Positions are split, not rows: these are spread over devices.
   """
-  length = arrays[0].shape[1]
-  count = -(-length // chunk)
+  length, positions = arrays[0].shape[1:3]
+  count = -(-length // max(chunk // positions, 1))
   size = -(-length // count)
-  def split(x):
+  def cut(x):
     x = jnp.pad(x, ((0, 0), (0, count * size - length)) + ((0, 0),) * (x.ndim - 2))
     return jnp.swapaxes(x.reshape(x.shape[0], count, size, *x.shape[2:]), 0, 1)
-  return jax.tree.map(split, arrays)
+  return jax.tree.map(cut, arrays)
 
 
-def _blank(features_btd, mask_bt):
+def joined(x, length):
+  """The inverse for one array, less what was filled in."""
+  x = jnp.swapaxes(x, 0, 1)
+  return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+def _blank(features, mask):
   """Zeroes unsupervised features: a NaN there must not reach the head's gradient either."""
-  return jnp.where(mask_bt[..., None] > 0, features_btd, 0)
+  return jnp.where(mask[..., None] > 0, features, 0)

@@ -113,7 +113,8 @@ def ready(run: Run, config: ml_collections.ConfigDict) -> Ready:
       run.data, 'train', batch_size=settings.batch_size, max_length=metadata['max_length'],
       seed=run.seed, batch_rows=sharding.local_rows(mesh, settings.batch_size))
   _check_positions(run, metadata['max_length'])
-  create = functools.partial(state_lib.create, transformation=state_lib.optimizer(settings))
+  create = functools.partial(state_lib.create,
+                             transformation=state_lib.optimizer(settings, run.objective))
   abstract = jax.eval_shape(lambda: create(families.init(run.model_config, jax.random.key(0))))
   return Ready(
       run=run, mesh=mesh, data=data, abstract=abstract, create=create,
