@@ -88,6 +88,23 @@ def t5() -> ml_collections.ConfigDict:
   ))
 
 
+def feature_draft(family: str) -> ml_collections.ConfigDict:
+  """A feature-level draft of a decoder, in place of the draft's `decoder()`.
+
+  Trained by `distill` with the objective 'feature'; `draft.train.steps` is 0. Sizes that are
+  not given are the target's. Fields are those of `drafters.fspad` and `drafters.eagle3`.
+  """
+  own = {
+      'eagle': dict(fusion_bias=True, feature_noise=0.2),
+      'fspad': dict(feature_sampling=True, partial_alignment=True, feature_noise=0.2),
+      'eagle3': dict(draft_vocab_size=_optional(int),  # most frequent tokens; None: 32,000 or all
+                     unrolled_steps=7, step_decay=0.8),
+  }
+  return ml_collections.ConfigDict(dict(
+      family=family, num_heads=_optional(int), num_kv_heads=_optional(int),
+      head_dim=_optional(int), mlp_width=_optional(int), **own[family]))
+
+
 def train() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
       steps=300,
@@ -102,7 +119,8 @@ def train() -> ml_collections.ConfigDict:
       weight_decay=0.0,
       b1=0.9,
       b2=0.95,
-      clip_norm=1.0,
+      clip_norm=1.0,           # of the whole gradient; None: no limit
+      clip_value=_optional(float),   # of each of its values, before; EAGLE and FSPAD: 0.5
       dropout=0.0,
       weights_dtype='float32',       # float32 | bfloat16: what the passes read; masters: float32
       remat='none',            # none | dots | full: kept of each layer for the backward pass
@@ -115,12 +133,21 @@ def train() -> ml_collections.ConfigDict:
 
 def distill() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
-      objective='forward_kl',  # forward_kl | reverse_kl | jsd | tvd
+      # forward_kl | reverse_kl | jsd | tvd | acceptance_nll | lk_hybrid | end_to_end_tvd | dspark;
+      # feature, for drafts of `feature_draft`. Fields behind it, as in 'lk_hybrid,eta=10':
+      #   eta=3, kl_weight=None, alpha_over=batch|previous|token    of lk_hybrid
+      #   position_weights=decay|uniform|adaptive, decay=0.8, floor=0.5    of draft positions
+      #   block=1: tokens that a standalone draft drafts together
+      #   keep=1: share of tokens learnt (AdaSPEC), by a reference: this objective without it
+      # See losses.objectives.Objective.
+      objective='forward_kl',
+      also=(),                 # further objectives: an arm each, of the same draft, data, steps
       beta=0.5,                # jsd only
       data_source='draft',     # fixed | target | draft | draft_stored | fixed+draft | target+draft
       student_fraction=0.5,    # lambda, of the sources with a plus
       normalisation='sequence',      # sequence (paper, Eq. 2) | token
-      temperature=1.0,         # of both models inside the loss
+      # Of both models inside the loss; None: the one above 0 in evaluate.temperatures.
+      temperature=_optional(float),
       rollout=ml_collections.ConfigDict(dict(
           temperature=1.0, top_k=_optional(int), top_p=_optional(float),
           max_new_tokens=64,

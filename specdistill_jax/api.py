@@ -14,6 +14,9 @@ from specdistill_jax import structs
 from specdistill_jax.decoding import engine
 from specdistill_jax.decoding import rules
 from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.drafters import families
+from specdistill_jax.drafters import feature
+from specdistill_jax.drafters import feature_config
 from specdistill_jax.drafters import lm
 from specdistill_jax.models import base
 
@@ -62,7 +65,7 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
   """Decodes the target speculatively (Leviathan et al. 2023; Chen et al. 2023).
 
   Args (beside those of `generate`, which mean the same here):
-    drafter: a smaller model with the target's vocabulary.
+    drafter: a smaller model with the target's vocabulary, or a feature-level draft of it.
     gamma: tokens drafted a cycle, at least 1.
     rule: which drafted tokens to keep. Lossless: 'exact', 'block' (never fewer tokens a
       call). Lossy above temperature 0: 'linear', 'square', 'exponential' (lenience of
@@ -82,8 +85,8 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
   built_rule = rules.for_sampling(rule, epsilon, sampling)
   target, drafter = check_pair(target, drafter)
   prompts_bt, lengths_b = pad_prompts(target, prompts, max_new_tokens, prompt_width)
-  module = target.module.unstacked()
-  built_drafter = make_drafter(drafter, gamma=gamma, target_sampling=sampling,
+  module = decoding_module(target, drafter)
+  built_drafter = make_drafter(drafter, gamma=gamma, target_sampling=sampling, target=target,
                                draft_sampling=draft_sampling, min_confidence=min_confidence)
   state = engine.prefill_speculative(
       module, built_drafter, prompts_bt, lengths_b, key, max_new_tokens=max_new_tokens)
@@ -92,10 +95,28 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
   return engine.generation(state, max_new_tokens=max_new_tokens)
 
 
+def decoding_module(target: base.Model, drafter: base.Model) -> Any:
+  """The target's module as decoding loops take it, with the features that the draft reads."""
+  if families.is_feature_draft(drafter.config):
+    return target.module.capturing(drafter.module.captured).unstacked()
+  return target.module.unstacked()
+
+
+def on_given_text(target: base.Model, drafter: base.Model) -> Any:
+  """The draft's module with `supervise` and `logits`, for its law along given text."""
+  if families.is_feature_draft(drafter.config):
+    return feature.TeacherForced(drafter.module, target.module)
+  return drafter.module
+
+
 def make_drafter(model: base.Model, *, gamma: int, target_sampling: sampling_lib.Sampling,
-                 draft_sampling: str = 'sampled',
-                 min_confidence: float = 0.0) -> lm.LMDrafter:
-  """The drafter for a target that samples as `target_sampling` says."""
+                 draft_sampling: str = 'sampled', min_confidence: float = 0.0,
+                 target: base.Model | None = None
+                 ) -> lm.LMDrafter | feature.FeatureDrafter:
+  """The drafter for a target that samples as `target_sampling` says.
+
+  `target` is needed by a feature-level draft, which shares its embedding and head.
+  """
   if not isinstance(gamma, int) or gamma < 1:
     raise ValueError(f'gamma is {gamma}; it must be an integer of at least 1')
   if draft_sampling not in DRAFT_SAMPLING:
@@ -105,10 +126,13 @@ def make_drafter(model: base.Model, *, gamma: int, target_sampling: sampling_lib
     raise ValueError(f'min_confidence is {min_confidence}; it must lie in [0, 1), and 0 drafts '
                      'gamma tokens always')
   greedy = draft_sampling == 'greedy'
-  return lm.LMDrafter(
-      module=model.module.unstacked(), gamma=gamma,
-      sampling=sampling_lib.Sampling(temperature=0.0) if greedy else target_sampling,
-      min_confidence=min_confidence)
+  settings = dict(
+      gamma=gamma, min_confidence=min_confidence,
+      sampling=sampling_lib.Sampling(temperature=0.0) if greedy else target_sampling)
+  if families.is_feature_draft(model.config):
+    return feature.FeatureDrafter(
+        feature.Bound(model.module, target.module.without_layers()), **settings)
+  return lm.LMDrafter(module=model.module.unstacked(), **settings)
 
 
 def check_pair(target: base.Model, drafter: base.Model) -> tuple[base.Model, base.Model]:
@@ -116,10 +140,13 @@ def check_pair(target: base.Model, drafter: base.Model) -> tuple[base.Model, bas
 
   Raises unless the draft can speak for the target: one family, one vocabulary.
   """
-  families = target.config.family, drafter.config.family
-  if families[0] != families[1]:
-    raise ValueError(f'the target is of the family {families[0]!r} and the draft of '
-                     f'{families[1]!r}; both must be of one family, since an encoder-decoder '
+  if families.is_feature_draft(drafter.config):
+    feature_config.check_fits(drafter.config, target.config)
+    return check_same_vocabulary(target, drafter)
+  kinds = target.config.family, drafter.config.family
+  if kinds[0] != kinds[1]:
+    raise ValueError(f'the target is of the family {kinds[0]!r} and the draft of '
+                     f'{kinds[1]!r}; both must be of one family, since an encoder-decoder '
                      'and a decoder read prompts differently')
   return check_same_vocabulary(target, drafter)
 

@@ -33,7 +33,6 @@ def convert(source: str | pathlib.Path, destination: str | pathlib.Path, *,
   """
   # Imported here, so that a misspelt flag is answered at once.
   from specdistill_jax import sharding  # pylint: disable=g-import-not-at-top
-  from specdistill_jax.checkpoints import hf
   from specdistill_jax.checkpoints import pretrained
   from specdistill_jax.checkpoints import store
   source, destination = pathlib.Path(source), pathlib.Path(destination)
@@ -42,10 +41,10 @@ def convert(source: str | pathlib.Path, destination: str | pathlib.Path, *,
   mesh = sharding.make_mesh(data=1, fsdp=-1)
   if pretrained.is_ours(source):
     model = store.load_model(source, mesh)
-    hf.save(model, destination, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    pretrained.save(model, destination, dtype=dtype, max_shard_bytes=max_shard_bytes)
     kind = 'a Hugging Face directory'
   else:
-    model = hf.load(source, mesh, parameter_dtype=dtype)
+    model = pretrained.load(source, mesh, parameter_dtype=dtype)
     store.save_model(destination, model)
     kind = 'a checkpoint of specdistill_jax'
   return (f'{source} ({model.num_parameters / 1e6:.1f} million parameters) is now {kind}, '

@@ -23,7 +23,7 @@ import numpy as np
 AXES = ('data', 'fsdp', 'tensor')
 
 # Letter of the shape legend (structs.py) -> mesh axis. Letters that are not here stay whole.
-_HEADS = dict(n='tensor', k='tensor', f='tensor', v='tensor')
+_HEADS = dict(n='tensor', k='tensor', f='tensor', v='tensor', w='tensor')
 LAYOUTS = {
     'sharded': dict(d='fsdp', **_HEADS),  # gathered layer by layer over fsdp (ZeRO-3)
     'tensor': _HEADS,                     # no gathering: for decoding, and for small students

@@ -6,7 +6,8 @@ An array's name ends in its axes, one letter each: `logits_btv` is `[b, t, v]`.
   t  position fed in this call   k  key/value head       m  tree node
   s  cached or buffered slot     h  head width           l  layer
   d  model width                 f  MLP width            v  vocabulary
-  r  relative-position bucket
+  r  relative-position bucket    c  child of a node      e  tree node that has children
+  w  several widths d, side by side
 
 Probabilities are kept as natural logarithms in float32. In training the two models are
 `student` and `teacher`, in decoding `drafter` and `target`.
@@ -83,12 +84,32 @@ class Supervision:
 
 
 @struct.dataclass
+class DraftStep:
+  """What a feature-level draft makes of a `Batch` in training, at one of its drafted steps.
+
+  Place t stands for drafting that begins with the target's feature t.
+
+  Attributes:
+    read_btd: what the draft's head reads.
+    predicted_btd: what the next step carries, and a feature loss holds to `taught_btd`.
+    taught_btd: the target's feature of the token that this step reads: its head's law there is
+      what the draft's is compared with. Without gradient.
+    mask_bt: float32, 1 where this is to be learnt.
+  """
+  read_btd: jax.Array
+  predicted_btd: jax.Array
+  taught_btd: jax.Array
+  mask_bt: jax.Array
+
+
+@struct.dataclass
 class TargetOutput:
   """What one call of a model returns.
 
   Attributes:
     logits_btv: next-token logits, float32, before any temperature.
-    features: hidden features by name; `features['final_btd']` is what the head reads.
+    features: hidden features by name; `features['final_btd']` is what the head reads, and
+      `features['captured_btw']`, of a model that captures some, its layers' inputs.
     cache: the cache after the call, or None when there was none.
   """
   logits_btv: jax.Array
@@ -119,7 +140,9 @@ class TargetFn(Protocol):
   `mask_bts[b, t, s]` says whether the token fed at `t` sees slot `s`; without a cache the
   slots are the fed positions themselves. A call writes its `t` tokens to the cache at each
   row's own `cache.length_b` and advances `length_b` by `t`; going back is
-  `cache.rollback(length_b)`.
+  `cache.rollback(length_b)`. Of a tree just written from slot `offset_b` on,
+  `cache.keep_path(offset_b, path_bt)` moves the slots of one path, counted from there, to its
+  beginning. `positions_bt` are those of the tokens in their texts: in a tree, siblings share one.
   """
 
   def __call__(self, tokens_bt: jax.Array, positions_bt: jax.Array,
@@ -142,22 +165,54 @@ class Decodable(TargetFn, Protocol):
 
 
 @struct.dataclass
+class Branches:
+  """How the nodes of a drafted tree hang together.
+
+  Slot 0 of the block that the target reads is the root, the last committed token; slot i + 1
+  is node i. A node's parent is stored before it; siblings have the ranks 0, 1, and so on, in
+  the order in which they are judged, wherever they are stored.
+
+  Attributes:
+    parents_bm: int32, the slot of each node's parent.
+    ranks_bm: int32, each node's place among its siblings.
+    depths_bt: int32, edges from the root to each slot.
+    ancestors_btt: bool, whether the second slot is the first one or an ancestor of it.
+    laws_bt: int32, which of the proposal's laws a slot's children were drawn from; anything
+      where it has none. None where the proposal has no laws.
+    depth: the deepest level.
+    width: the most children that a node has.
+  """
+  parents_bm: jax.Array
+  ranks_bm: jax.Array
+  depths_bt: jax.Array
+  ancestors_btt: jax.Array
+  laws_bt: jax.Array | None = None
+  depth: int = struct.field(pytree_node=False, default=1)
+  width: int = struct.field(pytree_node=False, default=1)
+
+
+@struct.dataclass
 class Proposal:
   """A drafted block of tokens and the law they were drawn from.
+
+  A chain, or with `branches` a tree, whose nodes then stand along g.
 
   Attributes:
     tokens_bg: int32 drafted tokens.
     log_probs_bgv: float32, the exact (already warped) log-probabilities that each token
-      was drawn from; one-hot (0 and -inf) when the drafter is greedy.
+      was drawn from; one-hot (0 and -inf) when the drafter is greedy. In a tree, `[b, e, v]`:
+      the law that the children of a node were drawn from, in order and without replacement;
+      None when the tree follows from the context, as when it holds the most probable tokens.
     drafter_state: the drafter's own state after drafting.
     num_drafted_b: int32, how many of a row's positions were drafted, 1 to g; what lies behind
       is filler. It may depend on drafted tokens, but whether position i is drafted must be
       settled before its token is drawn, or the judged tokens are biased. None: all of them.
   """
   tokens_bg: jax.Array
-  log_probs_bgv: jax.Array
+  log_probs_bgv: jax.Array | None
   drafter_state: Any
   num_drafted_b: jax.Array | None = None
+  branches: Branches | None = None
 
 
 @struct.dataclass
@@ -179,9 +234,9 @@ class DecodeStats:
   Attributes:
     target_calls_b: int32, calls of the target after prefill while the row was unfinished.
     emitted_b: int32, new tokens, the end token included.
-    drafted_b: int32, tokens drafted while the row was unfinished.
-    reached_bg: int32, times draft position g was examined: everything before it was
-      accepted, and its token lies within the row's end and budget.
+    drafted_b: int32, tokens drafted while the row was unfinished, all nodes of a tree.
+    reached_bg: int32, times draft position g (a tree's level g + 1) was examined: everything
+      before it was accepted, and its token lies within the row's end and budget.
     accepted_bg: int32, times it was accepted, likewise.
   """
   target_calls_b: jax.Array
@@ -225,6 +280,10 @@ class Drafter(Protocol):
   (those of `state.tokens_bs`, a decoder's prompts included); `propose` drafts up to `gamma`
   tokens after each row's last committed token; `commit` gives the drafter's state on the accepted
   prefix, `state` already holding the new tokens.
+
+  A drafter of trees has `num_nodes`, the tokens of a tree, and `gamma` is the tree's depth. What
+  `commit` gets is the accepted path alone: a chain of its tokens, with the target's output at
+  the root and at them.
   """
   gamma: int
 
@@ -246,6 +305,8 @@ class Rule(Protocol):
   `lossless` says whether what is emitted follows the target's law. A rule that wants to judge
   by another law than the one sampled from has an attribute `law`, a `Sampling`: at temperature 0
   a one-hot law says nothing about the second best token.
+
+  A rule that judges token by token (`judging.TokenRule`) can judge trees too.
   """
   lossless: bool
 

@@ -98,7 +98,7 @@ def _warp(sampling):
   return dict(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
 
 
-def _law_after(model, sequence, sampling):
+def law_after(model, sequence, sampling):
   before = sequence[-2] if len(sequence) > 1 else 0
   logits = np.asarray(model.logits_vvv, np.float64)[before, sequence[-1]]
   return tables.warped(logits, **_warp(sampling))
@@ -119,14 +119,14 @@ def cycle_law(case, keep, correct):
     if len(new) == DEPTH or new[-1:] == (structs.EOS_ID,):
       law[new] = law.get(new, 0.0) + probability
       return
-    target_v = _law_after(case.target, sequence, case.sampling)
+    target_v = law_after(case.target, sequence, case.sampling)
     next_v, kept_v = target_v, np.zeros_like(target_v)
     if drafting and position < case.gamma:
-      draft_v = _law_after(draft, sequence, case.draft_sampling)
-      kept_v = draft_v * keep(_law_after(case.target, sequence, judged_by), draft_v)
+      draft_v = law_after(draft, sequence, case.draft_sampling)
+      kept_v = draft_v * keep(law_after(case.target, sequence, judged_by), draft_v)
       refused = 1.0 - kept_v.sum()
       next_v = refused * correct(target_v, draft_v) if refused > 1e-12 else 0.0 * target_v
-    confidence = _law_after(draft, sequence, sampling_lib.Sampling(1.0)).max()
+    confidence = law_after(draft, sequence, sampling_lib.Sampling(1.0)).max()
     for token in range(len(target_v)):
       if kept_v[token] > 0:
         extend([*sequence, token], position + 1, confidence >= case.min_confidence,

@@ -1,6 +1,7 @@
 """Models without a network: next-token laws given by a table, exact in every digit.
 
-A `TableModel` looks two tokens back, so a slip in cache, rollback or position changes its law.
+A `TableModel` looks two tokens back: for tokens that it sees, at its own position and the one
+before. A slip in cache, mask, rollback, path or position changes its law.
 """
 
 from flax import struct
@@ -15,10 +16,33 @@ from specdistill_jax import structs
 class TableCache:
   """Remembers fed tokens where a network would keep keys and values."""
   tokens_bs: jax.Array
+  positions_bs: jax.Array
   length_b: jax.Array
 
   def rollback(self, length_b):
     return self.replace(length_b=length_b)
+
+  def write(self, tokens_bt, positions_bt):
+    write = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))
+    return TableCache(write(self.tokens_bs, tokens_bt, self.length_b),
+                      write(self.positions_bs, positions_bt.astype(jnp.int32), self.length_b),
+                      self.length_b + tokens_bt.shape[1])
+
+  def keep_path(self, offset_b, path_bt):
+    taken = lambda rows: jnp.take_along_axis(rows, offset_b[:, None] + path_bt, axis=1)
+    kept = self.rollback(offset_b).write(taken(self.tokens_bs), taken(self.positions_bs))
+    return kept.rollback(self.length_b)
+
+  def look(self, positions_bt, mask_bts):
+    """The token that a query sees at a position, 0 where it sees none there."""
+    is_there_bts = mask_bts & (self.positions_bs[:, None] == positions_bt[..., None])
+    return jnp.sum(jnp.where(is_there_bts, self.tokens_bs[:, None], 0), axis=-1)
+
+
+def table_cache(batch, num_slots):
+  # A token that no prompt holds: reading a slot that was never written shows.
+  zeros = jnp.zeros((batch, num_slots), jnp.int32)
+  return TableCache(zeros, zeros, jnp.zeros((batch,), jnp.int32))
 
 
 @struct.dataclass
@@ -31,19 +55,15 @@ class TableModel:
 
   def init_cache(self, batch, num_slots, memory=None):
     del memory
-    # A token that no prompt holds: reading a slot that was never written shows.
-    return TableCache(jnp.zeros((batch, num_slots), jnp.int32), jnp.zeros((batch,), jnp.int32))
+    return table_cache(batch, num_slots)
 
   def __call__(self, tokens_bt, positions_bt, mask_bts, cache):
-    write = lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,))
-    tokens_bs = jax.vmap(write)(cache.tokens_bs, tokens_bt, cache.length_b)
-    last_bt = jnp.sum(mask_bts, axis=-1) - 1  # the last slot that each query sees
-    look = lambda index_bt: jnp.where(
-        index_bt < 0, 0, jnp.take_along_axis(tokens_bs, jnp.maximum(index_bt, 0), axis=1))
-    logits_btv = self.logits_vvv[look(last_bt - 1), look(last_bt)]
+    cache = cache.write(tokens_bt, positions_bt)
+    logits_btv = self.logits_vvv[cache.look(positions_bt - 1, mask_bts),
+                                 cache.look(positions_bt, mask_bts)]
     return structs.TargetOutput(
-        logits_btv=logits_btv, features={'final_btd': logits_btv},
-        cache=TableCache(tokens_bs, cache.length_b + tokens_bt.shape[1]))
+        logits_btv=logits_btv, cache=cache,
+        features={'final_btd': logits_btv, 'token_btd': tokens_bt[..., None]})
 
   def logits(self, final_btd):
     return final_btd

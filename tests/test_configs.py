@@ -51,6 +51,15 @@ def test_config_is_legal(path):
   assert module.__doc__ and len(module.__doc__) > 40, 'a config is a page of a lab book'
 
 
+@pytest.mark.parametrize('arg', ['standalone', 'eagle', 'fspad', 'fspad_no_sampling',
+                                 'fspad_no_alignment', 'eagle3'])
+def test_every_feature_draft_has_a_legal_study(arg):
+  config = load(CONFIGS / 'feature_drafts.py').get_config(arg)
+  config.lock()
+  checks.check(config)
+  assert config.study.endswith(arg) and len(config.distill.seeds) == 3
+
+
 def test_there_are_configs():
   assert {'quickstart', 'local_files'} <= {path.stem for path in FILES}
 

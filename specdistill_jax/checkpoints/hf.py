@@ -4,6 +4,7 @@ A family is a module with `FAMILIES` (model types), `CONFIG` (our config class),
 `to_config`, `from_config` and `table`; see `hf_decoder`.
 """
 
+from collections.abc import Sequence
 import json
 import pathlib
 import shutil
@@ -110,7 +111,7 @@ def _family(hub, directory):
 def _config(family, hub, directory, vocabulary, overrides):
   """Our config: the family's, the end tokens, and the dtype of the file for activations."""
   path = directory / CONFIG_FILE
-  fields = dict(dtype='float32' if _dtype(hub) == 'float32' else 'bfloat16')
+  fields = dict(dtype='float32' if dtype(hub) == 'float32' else 'bfloat16')
   ends = _ends(hub, vocabulary)
   if 'eos_id' in family.CONFIG.__dataclass_fields__:
     fields['eos_id'] = ends
@@ -125,7 +126,8 @@ def _config(family, hub, directory, vocabulary, overrides):
   return config
 
 
-def _dtype(hub):
+def dtype(hub: dict[str, Any]) -> str:
+  """The dtype that a config.json names."""
   return hub.get('dtype') or hub.get('torch_dtype') or 'float32'
 
 
@@ -150,24 +152,35 @@ def save(model: base.Model, directory: pathlib.Path | str, *, dtype: str | None 
   Raises:
     ValueError: the directory is in use, or no family has this model.
   """
-  directory = pathlib.Path(directory)
   if dtype not in (*DTYPES, None):
     raise ValueError(f'dtype is {dtype!r}; it must be one of {", ".join(DTYPES)}, or None')
-  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise ValueError(f'{directory} is there already; name a new directory')
   family = next((m for m in MODULES if isinstance(model.config, m.CONFIG)), None)
   if family is None:
     raise ValueError(f'a model with a {type(model.config).__name__} has no Hugging Face family')
   tensors = list(key_tables.tensors(family.table(model.config), model.module, dtype))
   hub = family.from_config(model.config, model.hub_config) | _tokens(model)
   hub['dtype'] = str(tensors[0].dtype)
+  write_directory(pathlib.Path(directory), hub, tensors, max_shard_bytes=max_shard_bytes,
+                  files=getattr(model.vocabulary, 'files', ()))
+
+
+def write_directory(directory: pathlib.Path, hub: dict[str, Any],
+                    tensors: list[safetensors_io.Tensor], *, max_shard_bytes: int,
+                    files: Sequence[pathlib.Path] = ()) -> None:
+  """Writes config.json, weights and copies of `files`; the directory appears when complete.
+
+  Raises:
+    ValueError: the directory is in use.
+  """
+  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise ValueError(f'{directory} is there already; name a new directory')
   is_first = jax.process_index() == 0
   aside = directory.with_name(f'.{directory.name}.incomplete')
   if is_first:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     (aside / CONFIG_FILE).write_text(json.dumps(hub, indent=2) + '\n', encoding='utf-8')
-    for path in getattr(model.vocabulary, 'files', ()):
+    for path in files:
       shutil.copyfile(path, aside / path.name)
   safetensors_io.write(aside, tensors, max_shard_bytes=max_shard_bytes, write_files=is_first)
   if is_first:

@@ -7,7 +7,9 @@ from jax.sharding import Mesh
 
 from specdistill_jax import sharding
 from specdistill_jax.checkpoints import hf
+from specdistill_jax.checkpoints import hf_drafters
 from specdistill_jax.checkpoints import store
+from specdistill_jax.drafters import families
 from specdistill_jax.models import base
 
 
@@ -29,7 +31,7 @@ def is_ours(directory: pathlib.Path | str) -> bool:
                    f'{hf.CONFIG_FILE} with weights')
 
 
-def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
+def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *, target: Any = None,
          layout: str = sharding.DEFAULT_LAYOUT, **overrides: Any) -> base.Model:
   """Reads a model: `module`, `config`, and `vocabulary` if the directory has a tokenizer.
 
@@ -37,6 +39,7 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
     directory: with a checkpoint of ours, or config.json and safetensors of a known family.
     mesh: where to lay the parameters out, each device reading its own slices; the first
       device if None.
+    target: config of its target, which a feature-level draft may need.
     layout: how, one of `sharding.LAYOUTS`.
     **overrides: fields of the model's config to change, such as `dtype`, that of the
       activations; of a Hugging Face directory also `parameter_dtype` ('float32' masters unless
@@ -45,12 +48,22 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
   Raises:
     ValueError: one sentence about what is missing, damaged, unknown or does not fit.
   """
+  if not is_ours(directory) and hf_drafters.is_draft(pathlib.Path(directory)):
+    return hf_drafters.load(directory, mesh, target=target, layout=layout, **overrides)
   read = store.load_model if is_ours(directory) else hf.load
   return read(directory, mesh, layout=layout, **overrides)
 
 
-def load_config(directory: pathlib.Path | str, **overrides: Any) -> Any:
+def save(model: base.Model, directory: pathlib.Path | str, **options: Any) -> None:
+  """Writes a model as Hugging Face's libraries, or a draft as its authors' code, would."""
+  write = hf_drafters.save if families.is_feature_draft(model.config) else hf.save
+  write(model, directory, **options)
+
+
+def load_config(directory: pathlib.Path | str, target: Any = None, **overrides: Any) -> Any:
   """The config that `load` would give the model; reads no weights."""
+  if not is_ours(directory) and hf_drafters.is_draft(pathlib.Path(directory)):
+    return hf_drafters.load_config(directory, target, **overrides)
   read = store.load_config if is_ours(directory) else hf.load_config
   return read(directory, **overrides)
 

@@ -25,8 +25,8 @@ from specdistill_jax import processes
 from specdistill_jax import sharding
 from specdistill_jax.checkpoints import digests
 from specdistill_jax.data import tokenizers
+from specdistill_jax.drafters import families
 from specdistill_jax.models import base
-from specdistill_jax.models import families
 
 MODEL_FILE = 'model.json'
 _DAMAGED = 'damaged'  # where such checkpoints are put

@@ -22,6 +22,7 @@ from specdistill_jax.decoding import rules
 from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.drafters import lm
 from specdistill_jax.losses import objectives
+from specdistill_jax.losses import specs
 from specdistill_jax.models import families
 from specdistill_jax.training import rollouts
 from specdistill_jax.training import state as state_lib
@@ -100,9 +101,10 @@ def training(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
   distill = config.distill
   settings = distill.train
   state_lib.check(settings, sharding.rows_per_step(mesh))
-  objective = objectives.Objective(
+  objective = objectives.from_spec(
       distill.objective, beta=distill.beta, normalisation=distill.normalisation,
-      temperature=distill.temperature)
+      temperature=specs.serving_temperature(
+          distill.temperature, config.evaluate and config.evaluate.temperatures))
   rollout = None
   if on_policy:
     new_tokens = distill.rollout.max_new_tokens

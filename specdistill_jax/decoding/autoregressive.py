@@ -14,10 +14,10 @@ from specdistill_jax.decoding import state as state_lib
 def prefill(target: structs.Decodable, prompts_bt: jax.Array, prompt_lengths_b: jax.Array,
             key: jax.Array, *, max_new_tokens: int) -> structs.DecodeState:
   """Reads the prompts."""
-  start, output = state_lib.read_prompts(
-      target, prompts_bt, prompt_lengths_b, state_lib.num_slots(0, max_new_tokens, 0))
+  room = state_lib.num_slots(0, max_new_tokens, 0)
+  start, output = state_lib.read_prompts(target, prompts_bt, prompt_lengths_b, room)
   return state_lib.init(start.tokens_bt, start.lengths_b, key, output.cache,
-                        max_new_tokens=max_new_tokens, gamma=0)
+                        max_new_tokens=max_new_tokens, gamma=0, room=room)
 
 
 def step(target_fn: structs.TargetFn, state: structs.DecodeState,

@@ -1,9 +1,10 @@
-"""Speculative decoding with a chain of drafted tokens.
+"""Speculative decoding with a chain or a tree of drafted tokens.
 
 A cycle: the drafter proposes gamma tokens, one target call scores root and proposal, a rule
 keeps a prefix and adds one token, caches go back to what was kept. Rows advance by their own
 1 to gamma + 1 tokens, and may have drafted fewer than gamma. Knows a target only
-as a `TargetFn`, a drafter only as a `structs.Drafter`.
+as a `TargetFn`, a drafter only as a `structs.Drafter`. A tree lives from `propose` to `verify`:
+what is committed is one path of it, a chain again.
 """
 
 import jax
@@ -13,36 +14,58 @@ from specdistill_jax import structs
 from specdistill_jax.decoding import judging
 from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.decoding import state as state_lib
+from specdistill_jax.decoding import tree
+from specdistill_jax.decoding import tree_judging
 
 
 def prefill(target: structs.Decodable, drafter: structs.Drafter, prompts_bt: jax.Array,
             prompt_lengths_b: jax.Array, key: jax.Array, *,
             max_new_tokens: int) -> structs.DecodeState:
   """Reads the prompts into both models."""
-  start, output = state_lib.read_prompts(
-      target, prompts_bt, prompt_lengths_b,
-      state_lib.num_slots(0, max_new_tokens, drafter.gamma))
+  room = state_lib.num_slots(0, max_new_tokens, state_lib.num_drafted(drafter))
+  start, output = state_lib.read_prompts(target, prompts_bt, prompt_lengths_b, room)
   state = state_lib.init(start.tokens_bt, start.lengths_b, key, output.cache,
-                         max_new_tokens=max_new_tokens, gamma=drafter.gamma)
+                         max_new_tokens=max_new_tokens, gamma=drafter.gamma, room=room)
   return state.replace(drafter_state=drafter.prefill(
       prompts_bt, prompt_lengths_b, output, state.tokens_bs.shape[1]))
 
 
 def verify(target_fn: structs.TargetFn, state: structs.DecodeState, proposal: structs.Proposal,
            rule: structs.Rule, key_b: jax.Array, sampling: sampling_lib.Sampling
-           ) -> tuple[structs.Verdict, structs.TargetOutput]:
+           ) -> tuple[structs.Proposal, structs.Verdict, structs.TargetOutput]:
   """One target call on root and proposal, judged by the rule under the law that it asks for.
 
   The block is as wide as the longest draft, whatever each row drafted: shapes are static.
+  Returns the judged chain with its verdict, and the target's output at the root and along it:
+  the proposal as it came, or the accepted path of a tree.
   """
   block_bt = jnp.concatenate(
       [state_lib.last_tokens(state)[:, None], proposal.tokens_bg], axis=1)
-  positions_bt, mask_bts = state_lib.block_positions(
-      state.lengths_b - 1, block_bt.shape[1], state.tokens_bs.shape[1])
-  output = target_fn(block_bt, positions_bt, mask_bts, state.target_cache)
+  length_b, slots = state.lengths_b - 1, state.tokens_bs.shape[1]
   law = getattr(rule, 'law', None) or sampling
-  log_probs_btv = sampling_lib.warp(output.logits_btv, law)
-  return rule(log_probs_btv, proposal, key_b), output
+  if proposal.branches is None:
+    positions_bt, mask_bts = state_lib.block_positions(length_b, block_bt.shape[1], slots)
+    output = target_fn(block_bt, positions_bt, mask_bts, state.target_cache)
+    log_probs_btv = sampling_lib.warp(output.logits_btv, law)
+    return proposal, rule(log_probs_btv, proposal, key_b), output
+
+  positions_bt = length_b[:, None] + proposal.branches.depths_bt
+  mask_bts = tree.mask(length_b, proposal.branches.ancestors_btt, slots)
+  output = target_fn(block_bt, positions_bt, mask_bts, state.target_cache)
+  law_at = lambda slot_b: sampling_lib.warp(judging.at_position(output.logits_btv, slot_b), law)
+  verdict, path_bt, examined_b = tree_judging.judge(rule, law_at, proposal, key_b)
+  path = structs.Proposal(
+      tokens_bg=tree.along(block_bt, path_bt)[:, 1:], log_probs_bgv=None,
+      drafter_state=proposal.drafter_state, num_drafted_b=examined_b)
+  return path, verdict, structs.TargetOutput(
+      logits_btv=tree.along(output.logits_btv, path_bt),
+      features={name: tree.along(x, path_bt) for name, x in output.features.items()},
+      cache=output.cache.keep_path(length_b, path_bt))
+
+
+def count_drafted(state: structs.DecodeState, proposal: structs.Proposal) -> structs.DecodeState:
+  drafted_b = jnp.where(state.done_b, 0, judging.num_drafted(proposal))
+  return state.replace(stats=state.stats.replace(drafted_b=state.stats.drafted_b + drafted_b))
 
 
 def commit(state: structs.DecodeState, proposal: structs.Proposal, verdict: structs.Verdict,
@@ -53,13 +76,11 @@ def commit(state: structs.DecodeState, proposal: structs.Proposal, verdict: stru
   padded_bt = jnp.pad(proposal.tokens_bg, ((0, 0), (0, 1)))
   is_next_bt = jnp.arange(gamma + 1)[None] == verdict.num_accepted_b[:, None]
   block_bt = jnp.where(is_next_bt, verdict.next_token_b[:, None], padded_bt)
-  drafted_b = jnp.where(state.done_b, 0, judging.num_drafted(proposal))
   state, count_b = state_lib.append(state, block_bt, verdict.num_accepted_b + 1, eos_id)
   # What lies behind the row's end or budget was neither reached nor accepted.
   reached_bg = (index_g < count_b[:, None]) & judging.is_drafted(proposal)
   accepted_bg = reached_bg & (index_g < verdict.num_accepted_b[:, None])
   stats = state.stats.replace(
-      drafted_b=state.stats.drafted_b + drafted_b,
       reached_bg=state.stats.reached_bg + reached_bg.astype(jnp.int32),
       accepted_bg=state.stats.accepted_bg + accepted_bg.astype(jnp.int32))
   return state.replace(stats=stats)
@@ -70,7 +91,8 @@ def step(target_fn: structs.TargetFn, drafter: structs.Drafter, state: structs.D
   """One cycle: propose, verify, commit."""
   next_key_b, propose_key_b, verify_key_b = sampling_lib.split_rows(state.key_b, 3)
   proposal = drafter.propose(state, propose_key_b)
-  verdict, output = verify(target_fn, state, proposal, rule, verify_key_b, sampling)
+  state = count_drafted(state, proposal)
+  proposal, verdict, output = verify(target_fn, state, proposal, rule, verify_key_b, sampling)
   state = commit(state, proposal, verdict, eos_id)
   return state.replace(
       key_b=next_key_b, target_cache=output.cache.rollback(state.lengths_b - 1),

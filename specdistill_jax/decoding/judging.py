@@ -5,10 +5,62 @@ after a row's last drafted token is its bonus position: nothing was drafted ther
 judged there, and the next token comes from the target's own law.
 """
 
+from typing import Protocol
+
 import jax
 import jax.numpy as jnp
 
 from specdistill_jax import structs
+from specdistill_jax.decoding import sampling
+
+
+class TokenRule(Protocol):
+  """A rule that judges token by token: what a chain and a tree need to know of it.
+
+  Attributes:
+    greedy: the next token is the most probable one of its law, not a draw from it.
+    corrects: a refusal takes from the target's law what the draft had of the token.
+  """
+  greedy: bool
+  corrects: bool
+
+  def kept(self, law: jax.Array, target: jax.Array, draft: jax.Array,
+           uniform: jax.Array) -> jax.Array:
+    """Whether drafted tokens are kept, bool `[...]`.
+
+    Args:
+      law: the target's law where a token was drafted, `[..., v]`.
+      target: the token's log-probability under it, `[...]`.
+      draft: and under the law that it was drafted from.
+      uniform: a draw from [0, 1) for each.
+    """
+
+  def refused(self, target_bv: jax.Array, draft_bv: jax.Array) -> jax.Array:
+    """The law, unnormalised, of what stands in for a refused token."""
+
+
+def judge_chain(rule: TokenRule, target_log_probs_btv: jax.Array, proposal: structs.Proposal,
+                key_b: jax.Array) -> structs.Verdict:
+  """Keeps a chain up to its first refused token."""
+  accept_key_b, next_key_b = sampling.split_rows(key_b, 2)
+  target_bg = token_log_probs(target_log_probs_btv[:, :-1], proposal.tokens_bg)
+  draft_bg = token_log_probs(proposal.log_probs_bgv, proposal.tokens_bg)
+  num_positions = proposal.tokens_bg.shape[1]
+  uniform_bg = jax.vmap(lambda key: jax.random.uniform(key, (num_positions,)))(accept_key_b)
+  kept_bg = rule.kept(target_log_probs_btv[:, :-1], target_bg, draft_bg, uniform_bg)
+  num_accepted_b = leading_true(kept_bg & is_drafted(proposal))
+  next_bv = at_position(target_log_probs_btv, num_accepted_b)
+  if rule.corrects:
+    rejected_bv = rule.refused(next_bv, at_position(proposal.log_probs_bgv, num_accepted_b))
+    all_kept_b1 = (num_accepted_b == num_drafted(proposal))[:, None]
+    next_bv = jnp.where(all_kept_b1, next_bv, rejected_bv)
+  return structs.Verdict(num_accepted_b, next_token(rule, next_key_b, next_bv))
+
+
+def next_token(rule: TokenRule, key_b: jax.Array, log_probs_bv: jax.Array) -> jax.Array:
+  if rule.greedy:
+    return jnp.argmax(log_probs_bv, axis=-1).astype(jnp.int32)
+  return sampling.categorical(key_b, log_probs_bv)
 
 
 def num_drafted(proposal: structs.Proposal) -> jax.Array:

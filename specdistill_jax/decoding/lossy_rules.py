@@ -46,27 +46,26 @@ class Lenient:
   epsilon: float
   lenient_residual: bool = False
 
+  greedy: ClassVar[bool] = False
+  corrects: ClassVar[bool] = True
+
   @property
   def lossless(self) -> bool:
     return self.epsilon == 1.0
 
-  def __call__(self, target_log_probs_btv, proposal, key_b):
-    accept_key_b, next_key_b = sampling.split_rows(key_b, 2)
-    lenient = lambda log_probs: LENIENCE[self.function](log_probs, self.epsilon)
-    target_bg = judging.token_log_probs(target_log_probs_btv[:, :-1], proposal.tokens_bg)
-    draft_bg = judging.token_log_probs(proposal.log_probs_bgv, proposal.tokens_bg)
-    num_positions = proposal.tokens_bg.shape[1]
-    uniform_bg = jax.vmap(lambda key: jax.random.uniform(key, (num_positions,)))(accept_key_b)
+  def _lenient(self, log_probs):
+    return LENIENCE[self.function](log_probs, self.epsilon)
+
+  def kept(self, law, target, draft, uniform):
     # No division, and strictly less: a token that the target forbids is never kept.
-    kept_bg = uniform_bg * jnp.exp(draft_bg) < jnp.exp(lenient(target_bg))
-    num_accepted_b = judging.leading_true(kept_bg & judging.is_drafted(proposal))
-    target_bv = judging.at_position(target_log_probs_btv, num_accepted_b)
-    rejected_bv = judging.residual_log_probs(
-        lenient(target_bv) if self.lenient_residual else target_bv,
-        judging.at_position(proposal.log_probs_bgv, num_accepted_b))
-    all_kept_b1 = (num_accepted_b == judging.num_drafted(proposal))[:, None]
-    next_bv = jnp.where(all_kept_b1, target_bv, rejected_bv)
-    return structs.Verdict(num_accepted_b, sampling.categorical(next_key_b, next_bv))
+    return uniform * jnp.exp(draft) < jnp.exp(self._lenient(target))
+
+  def refused(self, target_bv, draft_bv):
+    over_bv = self._lenient(target_bv) if self.lenient_residual else target_bv
+    return judging.residual_log_probs(over_bv, draft_bv)
+
+  def __call__(self, target_log_probs_btv, proposal, key_b):
+    return judging.judge_chain(self, target_log_probs_btv, proposal, key_b)
 
 
 def _share_of_best(log_probs_btv: jax.Array, epsilon: float) -> jax.Array:
@@ -100,8 +99,9 @@ class Threshold:
   Medusa, Cai et al. 2024, arXiv 2401.10774, with its recommended delta), or of the k-th best
   token, ties included (`top_k`, k = 1 / epsilon). A token of probability zero never is. The next
   token comes from the target's own law, not from a residual: one position emits
-  draft * kept + (1 - sum draft * kept) * target. With a target at temperature 0 the test looks at the law at temperature 1, which is
-  what makes it lenient, and the next token is the target's best.
+  draft * kept + (1 - sum draft * kept) * target. With a target at temperature 0 the test looks
+  at the law at temperature 1, which is what makes it lenient, and the next token is the target's
+  best.
 
   Attributes:
     test: a name of `THRESHOLDS`.
@@ -112,18 +112,17 @@ class Threshold:
   epsilon: float
   greedy: bool
   lossless: ClassVar[bool] = False
+  corrects: ClassVar[bool] = False
 
   @property
   def law(self) -> sampling.Sampling | None:
     return sampling.Sampling(temperature=1.0) if self.greedy else None
 
+  def kept(self, law, target, draft, uniform):
+    return (target >= THRESHOLDS[self.test](law, self.epsilon)) & (target > -jnp.inf)
+
+  def refused(self, target_bv, draft_bv):
+    return target_bv
+
   def __call__(self, target_log_probs_btv, proposal, key_b):
-    judged_bgv = target_log_probs_btv[:, :-1]
-    target_bg = judging.token_log_probs(judged_bgv, proposal.tokens_bg)
-    kept_bg = ((target_bg >= THRESHOLDS[self.test](judged_bgv, self.epsilon))
-               & (target_bg > -jnp.inf))
-    num_accepted_b = judging.leading_true(kept_bg & judging.is_drafted(proposal))
-    next_bv = judging.at_position(target_log_probs_btv, num_accepted_b)
-    if self.greedy:
-      return structs.Verdict(num_accepted_b, jnp.argmax(next_bv, axis=-1).astype(jnp.int32))
-    return structs.Verdict(num_accepted_b, sampling.categorical(key_b, next_bv))
+    return judging.judge_chain(self, target_log_probs_btv, proposal, key_b)

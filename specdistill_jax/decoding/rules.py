@@ -1,8 +1,9 @@
 """Verification rules: how many drafted tokens to keep, and which token comes next.
 
 A rule is a small hashable value of type `structs.Rule`. It gets the target's law at every
-position of the block: `target_log_probs_btv[:, i]` is the law after i drafted tokens. The
-lossless rules are here, the others in `lossy_rules`; `for_sampling` knows both by name.
+position of the block: `target_log_probs_btv[:, i]` is the law after i drafted tokens. All but
+`Block` judge token by token (`judging.TokenRule`), and so judge trees too. The lossless rules are
+here, the others in `lossy_rules`; `for_sampling` knows both by name.
 """
 
 import dataclasses
@@ -26,22 +27,18 @@ class Exact:
   Emits the target's law, whatever the drafter: min(t, d) + (1 - sum min(t, d)) * residual = t.
   """
   lossless: ClassVar[bool] = True
+  greedy: ClassVar[bool] = False
+  corrects: ClassVar[bool] = True
+
+  def kept(self, law, target, draft, uniform):
+    # No division, and strictly less: a token that the target forbids is never kept.
+    return uniform * jnp.exp(draft) < jnp.exp(target)
+
+  def refused(self, target_bv, draft_bv):
+    return judging.residual_log_probs(target_bv, draft_bv)
 
   def __call__(self, target_log_probs_btv, proposal, key_b):
-    accept_key_b, next_key_b = sampling.split_rows(key_b, 2)
-    target_bg = judging.token_log_probs(target_log_probs_btv[:, :-1], proposal.tokens_bg)
-    draft_bg = judging.token_log_probs(proposal.log_probs_bgv, proposal.tokens_bg)
-    num_positions = proposal.tokens_bg.shape[1]
-    uniform_bg = jax.vmap(lambda key: jax.random.uniform(key, (num_positions,)))(accept_key_b)
-    # No division, and strictly less: a token that the target forbids is never kept.
-    kept_bg = uniform_bg * jnp.exp(draft_bg) < jnp.exp(target_bg)
-    num_accepted_b = judging.leading_true(kept_bg & judging.is_drafted(proposal))
-    target_bv = judging.at_position(target_log_probs_btv, num_accepted_b)
-    rejected_bv = judging.residual_log_probs(
-        target_bv, judging.at_position(proposal.log_probs_bgv, num_accepted_b))
-    all_kept_b1 = (num_accepted_b == judging.num_drafted(proposal))[:, None]
-    next_bv = jnp.where(all_kept_b1, target_bv, rejected_bv)
-    return structs.Verdict(num_accepted_b, sampling.categorical(next_key_b, next_bv))
+    return judging.judge_chain(self, target_log_probs_btv, proposal, key_b)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +49,14 @@ class Greedy:
   temperature above 0 it would emit the mode, so `for_sampling` picks it at 0 only.
   """
   lossless: ClassVar[bool] = True
+  greedy: ClassVar[bool] = True
+  corrects: ClassVar[bool] = False
+
+  def kept(self, law, target, draft, uniform):
+    return target >= jnp.max(law, axis=-1)
+
+  def refused(self, target_bv, draft_bv):
+    return target_bv
 
   def __call__(self, target_log_probs_btv, proposal, key_b):
     del key_b

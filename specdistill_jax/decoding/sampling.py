@@ -129,6 +129,21 @@ def categorical(key_b: jax.Array, log_probs_bv: jax.Array) -> jax.Array:
   return (block_b * width + _invert(within, uniform_b2[:, 1])).astype(jnp.int32)
 
 
+def without_replacement(key_b: jax.Array, log_probs_bv: jax.Array, num: int) -> jax.Array:
+  """`num` draws a row, each without the tokens of the earlier ones: int32 `[b, num]`.
+
+  Where a law has fewer tokens than that, what follows its last one is filler.
+  """
+  tokens = []
+  for key_b in split_rows(key_b, num):
+    tokens.append(categorical(key_b, log_probs_bv))
+    rest_bv = jnp.where(jnp.arange(log_probs_bv.shape[1]) == tokens[-1][:, None], -jnp.inf,
+                        log_probs_bv)
+    is_last_b1 = jnp.max(rest_bv, axis=-1, keepdims=True) == -jnp.inf
+    log_probs_bv = jnp.where(is_last_b1, log_probs_bv, rest_bv)
+  return jnp.stack(tokens, axis=1)
+
+
 def _invert(weights: jax.Array, uniform_b: jax.Array) -> jax.Array:
   """The first index whose cumulative weight exceeds `uniform` of the total: `[b, w] -> [b]`."""
   width = weights.shape[-1]

@@ -9,23 +9,32 @@ from specdistill_jax import structs
 from specdistill_jax.decoding import sampling
 
 
-def num_slots(prompt_width: int, max_new_tokens: int, gamma: int) -> int:
+def num_slots(prompt_width: int, max_new_tokens: int, num_drafted: int) -> int:
   """Slots that buffers and caches need: the longest row and the longest write past its end.
 
   `prompt_width` is that of the model's first tokens (`structs.Start`). A row that has finished
-  keeps taking part in the batch's calls, so a write of gamma + 1 tokens (2 for a drafter that
-  catches up) can start at the longest length.
+  keeps taking part in the batch's calls, so a write of root and drafted tokens (2 for a drafter
+  that catches up) can start at the longest length.
   """
-  return prompt_width + max_new_tokens + max(gamma + 1, 2)
+  return prompt_width + max_new_tokens + max(num_drafted + 1, 2)
+
+
+def num_drafted(drafter: structs.Drafter) -> int:
+  """Tokens that one cycle drafts, at most: the nodes of a tree, or the length of a chain."""
+  return getattr(drafter, 'num_nodes', drafter.gamma)
 
 
 def init(prompts_bt: jax.Array, prompt_lengths_b: jax.Array, key: jax.Array, target_cache,
-         *, max_new_tokens: int, gamma: int) -> structs.DecodeState:
-  """The state before the first cycle; `target_cache` holds all but each prompt's last token."""
+         *, max_new_tokens: int, gamma: int, room: int) -> structs.DecodeState:
+  """The state before the first cycle; `target_cache` holds all but each prompt's last token.
+
+  Args:
+    gamma: drafted tokens that a cycle can keep, at most.
+    room: slots beyond the prompts.
+  """
   b, t = prompts_bt.shape
-  padding = num_slots(t, max_new_tokens, gamma) - t
   real_bt = jnp.arange(t)[None] < prompt_lengths_b[:, None]
-  tokens_bs = jnp.pad(jnp.where(real_bt, prompts_bt, structs.PAD_ID), ((0, 0), (0, padding)),
+  tokens_bs = jnp.pad(jnp.where(real_bt, prompts_bt, structs.PAD_ID), ((0, 0), (0, room)),
                       constant_values=structs.PAD_ID)
   zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
   stats = structs.DecodeStats(target_calls_b=zeros(b), emitted_b=zeros(b),

@@ -108,8 +108,8 @@ def _verify_steps(module, proposal, drafter, passing, state, *, rule, sampling, 
   def step(state):
     state = _after_pass(state, drafter, passing)
     next_key_b, verify_key_b = sampling_lib.split_rows(state.key_b, 2)
-    verdict, output = chain.verify(module, state, proposal, rule, verify_key_b, sampling)
-    state = chain.commit(state, proposal, verdict, NO_TOKEN)
+    judged, verdict, output = chain.verify(module, state, proposal, rule, verify_key_b, sampling)
+    state = chain.commit(state, judged, verdict, NO_TOKEN)
     return state.replace(key_b=next_key_b,
                          target_cache=output.cache.rollback(state.lengths_b - 1))
 
@@ -119,15 +119,23 @@ def _verify_steps(module, proposal, drafter, passing, state, *, rule, sampling, 
 def _any_proposal(drafter: structs.Drafter, state: structs.DecodeState) -> structs.Proposal:
   """A proposal of the right shape; what it says doesn't change what verifying it costs."""
   shapes = jax.eval_shape(lambda: drafter.propose(state, state.key_b))
-  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (
-      shapes.tokens_bg, shapes.log_probs_bgv))
-  return structs.Proposal(*zeros, drafter_state=None)
+  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+                      shapes.replace(drafter_state=None, num_drafted_b=None))
 
 
 def family(drafter: structs.Drafter) -> Hashable:
-  """Equal for drafters that differ in weights or length only: their steps cost the same."""
+  """Equal for drafters that differ in weights or length only: their steps cost the same.
+
+  Trees of different shapes do not.
+  """
   shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(drafter))
-  return type(drafter), getattr(drafter, 'sampling', None), shapes
+  return type(drafter), getattr(drafter, 'sampling', None), getattr(drafter, 'tree', None), shapes
+
+
+def _block(setting) -> Hashable:
+  """Equal for settings whose verifications cost the same."""
+  drafter = setting.drafter
+  return drafter.gamma, getattr(drafter, 'tree', None), setting.rule
 
 
 def _never_stopping(drafter: structs.Drafter) -> structs.Drafter:
@@ -165,11 +173,9 @@ class Clock:
              for kind, name in self._examples.items()}
     verify = {}
     for setting in self._settings.values():
-      block = (setting.drafter.gamma, setting.rule)
-      if block not in verify:
-        verify[block] = self._verify(setting, *inputs)
-    return {name: StepSeconds(target, draft[family(setting.drafter)],
-                              verify[setting.drafter.gamma, setting.rule])
+      if _block(setting) not in verify:
+        verify[_block(setting)] = self._verify(setting, *inputs)
+    return {name: StepSeconds(target, draft[family(setting.drafter)], verify[_block(setting)])
             for name, setting in self._settings.items()}
 
   def _read(self, setting, *inputs):

@@ -25,8 +25,8 @@ class Summary:
 
   Attributes:
     category: of the prompts; None: all of them.
-    method: 'standard SD' (undistilled), 'control' (as many further cross-entropy steps), or
-      'DistillSpec (objective, data source)'.
+    method: 'standard SD' (undistilled), 'control' (as many further cross-entropy steps),
+      'feature-level draft (data source)', or 'DistillSpec (objective, data source)'.
     counts_kpc: `[seeds, batches, len(rows.COUNTS)]`.
   """
   category: str | None
@@ -77,6 +77,8 @@ def method(row: Mapping[str, Any]) -> str:
     return STANDARD
   if row['objective'] == 'cross_entropy':
     return CONTROL
+  if row['objective'] == 'feature':  # such a draft by its papers' own loss
+    return f'feature-level draft ({row["data_source"]})'
   return f'DistillSpec ({row["objective"]}, {row["data_source"]})'
 
 

@@ -19,6 +19,9 @@ import jax.numpy as jnp
 from specdistill_jax.losses import objectives
 
 Head = Callable[[Any], Any]  # features [b, t, d] -> logits [b, t, v]
+# (student logits, reference, mask_btg, alpha) -> loss and overlap [b, t, g], as
+# `objectives.per_token`.
+PerToken = Callable[..., Any]
 # A function of arrays that all rows share and arrays by rows, which returns sums and arrays by
 # rows, to one that does it with the rows spread over devices.
 OverRows = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -33,14 +36,15 @@ def supervised(objective: objectives.Objective, student_head: Head, features, la
     chunk: positions of a row at a time, at most; None: all of them.
     over_rows: `sharding.over_rows`, where rows are spread over devices.
   """
-  return _totals(objective, student_head, _blank(features, mask), None, labels, mask, chunk, None,
-                 over_rows, None)
+  return totals(objective, functools.partial(objectives.per_token, objective), student_head,
+                features, None, labels, mask, chunk=chunk, over_rows=over_rows)
 
 
 def distillation(objective: objectives.Objective, student_head: Head, student_features,
                  teacher_head: Head, teacher_features, mask, *, chunk: int | None = None,
                  alpha=None, over_rows: OverRows = lambda function: function,
-                 restrict: Head | None = None) -> objectives.Totals:
+                 restrict: Head | None = None, frozen_head: bool = False
+                 ) -> objectives.Totals:
   """A divergence, as `objectives.distillation` of both heads' logits; widths `d` may differ.
 
   Args:
@@ -49,10 +53,12 @@ def distillation(objective: objectives.Objective, student_head: Head, student_fe
     chunk: as in `supervised`; the draft positions of a place stay together in one chunk.
     over_rows: as in `supervised`.
     alpha, restrict: as in `objectives.per_token`.
+    frozen_head: as in `totals`.
   """
-  return _totals(objective, student_head, _blank(student_features, mask), teacher_head,
-                 jax.lax.stop_gradient(_blank(teacher_features, mask)), mask, chunk, alpha,
-                 over_rows, restrict)
+  return totals(
+      objective, functools.partial(objectives.per_token, objective, restrict=restrict),
+      student_head, student_features, teacher_head, _blank(teacher_features, mask), mask,
+      chunk=chunk, alpha=alpha, over_rows=over_rows, frozen_head=frozen_head)
 
 
 def logits(head: Head | None, features):
@@ -67,34 +73,47 @@ def flat(features):
   return features.reshape(features.shape[0], -1, features.shape[-1])
 
 
-def _totals(objective, student_head, features, reference_head, reference, mask, chunk, alpha,
-            over_rows, restrict):
-  """`reference_head` of `reference` is what `objectives.per_token` takes; None: it is that."""
-  if chunk is None:
-    both = logits(student_head, features), logits(reference_head, reference)
-    if not objective.needs_teacher:
-      return objectives.supervised(objective, *both, mask)
-    return objectives.distillation(objective, *both, mask, alpha, restrict)
+def totals(objective: objectives.Objective, per_token: PerToken, student_head: Head,
+           student_features, reference_head: Head | None, reference, mask, *,
+           chunk: int | None = None, alpha=None,
+           over_rows: OverRows = lambda function: function,
+           frozen_head: bool = False) -> objectives.Totals:
+  """Of any loss by token: `per_token(student logits, reference_head(reference), mask, alpha)`.
 
+  Args:
+    objective: how tokens are pooled, and whether they need alpha.
+    reference: features of the teacher; without `reference_head`, labels. Gets no gradient.
+    frozen_head: whether the student's head is left as it is: it costs no gradient then.
+  """
   rows = tuple(objectives.placed(objective, x, mask) for x in (
-      features, reference, mask, objectives.token_weights(objective, mask)))
+      _blank(student_features, mask), jax.lax.stop_gradient(reference), mask,
+      objectives.token_weights(objective, mask)))
+  if chunk is None:
+    features, reference, mask_btg, weight_btg = rows
+    loss_btg, overlap_btg = per_token(
+        logits(student_head, features), logits(reference_head, reference), mask_btg, alpha)
+    return objectives.pooled(objective, jnp.sum(loss_btg * weight_btg),
+                             objectives.position_sums(overlap_btg, mask_btg), mask)
 
   def sums(student, fixed):
     """Loss, and overlap by position, by what is differentiated and what is not."""
-    weights, features_btgd = student
-    reference_weights, alpha, reference, mask_btg, weight_btg = fixed
-    loss_btg, overlap_btg = objectives.per_token(
-        objective, bound(student_head, features_btgd, weights),
-        bound(reference_head, reference, reference_weights), mask_btg, alpha, restrict)
+    weights, features = student
+    frozen, reference_weights, alpha, reference, mask_btg, weight_btg = fixed
+    loss_btg, overlap_btg = per_token(
+        bound(student_head, features, [*weights, *frozen]),
+        bound(reference_head, reference, reference_weights), mask_btg, alpha)
     return jnp.sum(loss_btg * weight_btg), objectives.position_sums(overlap_btg, mask_btg)
 
-  weights = opened(student_head, rows[0])
+  weights, frozen = opened(student_head, rows[0]), []
+  if frozen_head:
+    weights, frozen = frozen, jax.lax.stop_gradient(weights)
   reference_weights = jax.lax.stop_gradient(opened(reference_head, rows[1]))
   if objective.needs_alpha and alpha is None:
     (_, overlap_g), _ = over_rows(functools.partial(_sums, sums, chunk))(
-        jax.lax.stop_gradient((weights, reference_weights, 0.0)), jax.lax.stop_gradient(rows))
+        *jax.lax.stop_gradient(((weights, frozen, reference_weights, 0.0), rows)))
     alpha = overlap_g / jnp.maximum(jnp.sum(rows[2], axis=(0, 1)), 1)
-  found = _differentiable(sums, chunk, over_rows)((weights, reference_weights, alpha), rows)
+  found = _differentiable(sums, chunk, over_rows)(
+      (weights, frozen, reference_weights, alpha), rows)
   return objectives.pooled(objective, *found, mask)
 
 
@@ -128,7 +147,7 @@ def _differentiable(sums, chunk, over_rows):
 
   def backward(grads, cotangents):
     on_weights, on_features = jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype), grads)
-    return (on_weights, None, None), (on_features, None, None, None)
+    return (on_weights, None, None, None), (on_features, None, None, None)
 
   summed.defvjp(forward, backward)
   return summed

@@ -18,8 +18,10 @@ import jax.numpy as jnp
 
 from specdistill_jax.losses import blocks
 from specdistill_jax.losses import divergences
+from specdistill_jax.losses import specs
 
 CROSS_ENTROPY = 'cross_entropy'
+FEATURE = specs.FEATURE  # of feature-level drafts, see `features.feature_loss`
 NORMALISATIONS = ('sequence', 'token')
 POSITION_WEIGHTS = ('uniform', 'decay', 'adaptive')
 ALPHA_OVER = ('batch', 'previous', 'token')
@@ -70,7 +72,7 @@ class Objective:
   """What is minimised: a hashable value. A field that the named objective lacks is ignored.
 
   Attributes:
-    name: `cross_entropy`, or one of `DIVERGENCES`.
+    name: `cross_entropy`, one of `DIVERGENCES`, or `feature`, which ignores the rest.
     beta: the teacher's weight in the mixture of `jsd`.
     normalisation: `sequence`, the mean over rows of the row's mean (DistillSpec, Eq. 2), or
       `token`, the mean over all tokens.
@@ -80,10 +82,13 @@ class Objective:
     alpha_over: of `lk_hybrid`: whose acceptance rate that is: `batch`, the mean at each draft
       position over the whole batch (as in the paper), `previous`, that of the update before,
       which costs nothing, or `token`, each token's own (as in a popular port).
-    position_weights: of draft positions: `uniform`, `decay`, or `adaptive` (D-PACE).
-    decay: weight of a draft position over that of the one before it.
+    position_weights: of draft positions: `uniform`, `decay`, or `adaptive` (D-PACE);
+      `end_to_end_tvd` weighs them by itself.
+    decay: weight of a draft position over that of the one before it (Medusa, LK: 0.8).
     floor: of `adaptive` weights: they are uniform but for the positions left at 1.
     block: tokens in a row that a standalone draft is taken to draft together; 1: each alone.
+    keep: share of each row's tokens that are learnt from, those on which the student is furthest
+      behind a reference (AdaSPEC, `selection`); 1: all of them.
 
   Raises:
     ValueError: a value is impossible; the sentence names it and what is legal.
@@ -95,13 +100,14 @@ class Objective:
   eta: float = 3.0
   kl_weight: float | None = None
   alpha_over: str = 'batch'
-  position_weights: str = 'uniform'
+  position_weights: str = 'decay'
   decay: float = 0.8
   floor: float = 0.5
   block: int = 1
+  keep: float = 1.0
 
   def __post_init__(self):
-    named = dict(objective=(self.name, (CROSS_ENTROPY, *DIVERGENCES)),
+    named = dict(objective=(self.name, (CROSS_ENTROPY, *DIVERGENCES, FEATURE)),
                  normalisation=(self.normalisation, NORMALISATIONS),
                  alpha_over=(self.alpha_over, ALPHA_OVER),
                  position_weights=(self.position_weights, POSITION_WEIGHTS))
@@ -116,14 +122,11 @@ class Objective:
       raise ValueError(f'kl_weight is {self.kl_weight}, and must lie in [0, 1], or be None')
     if not self.eta >= 0:
       raise ValueError(f'eta is {self.eta}, and must be at least 0')
-    for field in ('decay', 'floor'):
+    for field in ('decay', 'floor', 'keep'):
       if not 0 < getattr(self, field) <= 1:
         raise ValueError(f'{field} is {getattr(self, field)}, and must lie in (0, 1]')
     if self.block < 1:
       raise ValueError(f'block is {self.block}, and must be at least 1')
-    if self.name == 'end_to_end_tvd' and self.position_weights != 'uniform':
-      raise ValueError(f'position_weights is {self.position_weights!r}, and must be uniform: '
-                       'end_to_end_tvd weighs positions by itself')
 
   @property
   def needs_teacher(self) -> bool:
@@ -145,6 +148,12 @@ class Objective:
       return None
     return (jnp.exp(-self.eta * alpha) if self.kl_weight is None
             else jnp.full_like(alpha, self.kl_weight))
+
+
+def from_spec(spec: str, **fields: Any) -> Objective:
+  """Of a word of a config (`specs`), beside the fields that it does not speak of."""
+  name, found = specs.parse(spec)
+  return Objective(name, **fields, **found)
 
 
 @struct.dataclass
@@ -244,7 +253,9 @@ def per_token(objective: Objective, student_logits_btgv, reference, mask_btg, al
              / jnp.maximum(jnp.sum(mask_btg, axis=(0, 1)), 1))
   loss_btg = DIVERGENCES[objective.name](
       objective, Compared((student, teacher), log_norm, mask_btg, alpha))
-  if objective.position_weights == 'decay':
+  if objective.name == 'end_to_end_tvd':
+    pass
+  elif objective.position_weights == 'decay' and mask_btg.shape[-1] > 1:
     loss_btg *= blocks.decay_weights(mask_btg.shape[-1], objective.decay)
   elif objective.position_weights == 'adaptive':
     loss_btg *= blocks.adaptive_weights(overlap_btg, mask_btg, objective.floor)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.models import cache as cache_lib
+from specdistill_jax.models import decoder_layers
 from specdistill_jax.models import layers
 
 
@@ -117,85 +118,6 @@ class DecoderConfig:
     return f'{self.num_layers}x{self.width}'
 
 
-class Attention(nnx.Module):
-  """Self-attention with rotary positions and an optional norm on queries and keys (Qwen3)."""
-
-  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-    c = config
-    d, n, k, h = c.width, c.num_heads, c.num_kv_heads, c.head_dim
-    self.config = c
-    self.query_nhd = layers.normal(rngs.params(), (n, h, d), d)
-    self.key_khd = layers.normal(rngs.params(), (k, h, d), d)
-    self.value_khd = layers.normal(rngs.params(), (k, h, d), d)
-    self.output_dnh = layers.normal(rngs.params(), (d, n, h), n * h)
-    zeros = lambda shape, used: nnx.Param(jnp.zeros(shape, jnp.float32)) if used else None
-    self.query_bias_nh = zeros((n, h), c.attention_bias)
-    self.key_bias_kh = zeros((k, h), c.attention_bias)
-    self.value_bias_kh = zeros((k, h), c.attention_bias)
-    self.output_bias_d = zeros((d,), c.output_bias)
-    norm = lambda: layers.Norm(h, kind='rms', eps=c.norm_eps, offset=c.norm_offset)
-    self.query_norm = norm() if c.qk_norm else None
-    self.key_norm = norm() if c.qk_norm else None
-
-  def _project(self, x_btd, weight, bias, norm):
-    y = layers.linear(x_btd, weight[...])
-    if bias is not None:
-      y = y + bias[...].astype(y.dtype)
-    return y if norm is None else norm(y)
-
-  def __call__(self, x_btd, positions_bt, mask_bts, buffers, offset_b, frequencies):
-    """`buffers` are this layer's cache arrays, or None; returns the output and new buffers.
-
-    `frequencies` are the layer's rotary ones, float32 `[h / 2]`; unused with learnt positions.
-    """
-    c = self.config
-    query = self._project(x_btd, self.query_nhd, self.query_bias_nh, self.query_norm)
-    key = self._project(x_btd, self.key_khd, self.key_bias_kh, self.key_norm)
-    value = self._project(x_btd, self.value_khd, self.value_bias_kh, None)
-    if c.position == 'rope':
-      query = layers.rope(query, positions_bt, frequencies)
-      key = layers.rope(key, positions_bt, frequencies)
-    if buffers is None:
-      keys, values = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
-    else:
-      keys = cache_lib.write_rows(buffers[0], key, offset_b)
-      values = cache_lib.write_rows(buffers[1], value, offset_b)
-      buffers = (keys, values)
-    scale = c.head_dim ** -0.5 if c.query_scale is None else c.query_scale
-    out = layers.attend(query, keys.astype(query.dtype), values.astype(query.dtype), mask_bts,
-                        scale=scale, cap=c.attention_softcap)
-    out = layers.linear(out, self.output_dnh[...], num_inputs=2)
-    if self.output_bias_d is not None:
-      out = out + self.output_bias_d[...].astype(out.dtype)
-    return out, buffers
-
-
-class MLP(nnx.Module):
-  """Two- or three-matrix MLP; gated (Shazeer 2020) when the config says so."""
-
-  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-    d, f = config.width, config.mlp_width
-    self.config = config
-    self.up_fd = layers.normal(rngs.params(), (f, d), d)
-    self.gate_fd = layers.normal(rngs.params(), (f, d), d) if config.gated_mlp else None
-    self.down_df = layers.normal(rngs.params(), (d, f), f)
-    self.up_bias_f = nnx.Param(jnp.zeros((f,), jnp.float32)) if config.mlp_bias else None
-    self.down_bias_d = nnx.Param(jnp.zeros((d,), jnp.float32)) if config.mlp_bias else None
-
-  def __call__(self, x_btd):
-    dtype = x_btd.dtype
-    act = layers.ACTIVATIONS[self.config.activation]
-    up = layers.linear(x_btd, self.up_fd[...])
-    if self.up_bias_f is not None:
-      up = up + self.up_bias_f[...].astype(dtype)
-    if self.gate_fd is None:
-      hidden = act(up)
-    else:
-      hidden = act(layers.linear(x_btd, self.gate_fd[...])) * up
-    out = layers.linear(hidden, self.down_df[...])
-    return out if self.down_bias_d is None else out + self.down_bias_d[...].astype(dtype)
-
-
 class Block(nnx.Module):
   """One layer: attention and MLP, each behind a norm, optionally with a norm after it."""
 
@@ -204,9 +126,9 @@ class Block(nnx.Module):
                                offset=config.norm_offset)
     self.config = config
     self.attention_norm = norm()
-    self.attention = Attention(config, rngs=rngs)
+    self.attention = decoder_layers.Attention(config, rngs=rngs)
     self.mlp_norm = norm()
-    self.mlp = MLP(config, rngs=rngs)
+    self.mlp = decoder_layers.MLP(config, rngs=rngs)
     self.post_attention_norm = norm() if config.post_norms else None
     self.post_mlp_norm = norm() if config.post_norms else None
 
@@ -241,6 +163,7 @@ class Decoder(nnx.Module):
     self.final_norm = layers.Norm(c.width, kind=c.norm, eps=c.norm_eps, offset=c.norm_offset)
     self.head_vd = (None if c.tie_embeddings
                     else layers.normal(rngs.params(), (rows, c.width), c.width))
+    self.captured = ()  # layers whose inputs are features, see `capturing`
 
   @property
   def eos_id(self) -> int | tuple[int, ...]:
@@ -253,12 +176,14 @@ class Decoder(nnx.Module):
     if isinstance(self.layers, Block):
       if cache is not None:
         raise ValueError('a cache needs unrolled layers: call Decoder.unstacked() first')
-      x_btd = self._scanned(x_btd, positions_bt, mask_bts, dropout_key)
+      x_btd, captured = self._scanned(x_btd, positions_bt, mask_bts, dropout_key)
     else:
-      x_btd, cache = self._unrolled(x_btd, positions_bt, mask_bts, cache)
-    final_btd = self.final_norm(x_btd)
+      x_btd, captured, cache = self._unrolled(x_btd, positions_bt, mask_bts, cache)
+    features = {'final_btd': self.final_norm(x_btd)}
+    if captured:
+      features['captured_btw'] = jnp.concatenate(captured, axis=-1)
     return structs.TargetOutput(
-        logits_btv=self.logits(final_btd), features={'final_btd': final_btd}, cache=cache)
+        logits_btv=self.logits(features['final_btd']), features=features, cache=cache)
 
   def causal(self, tokens_bt, *, dropout_key=None) -> structs.TargetOutput:
     """Full causal forward of right-padded rows; padding never reaches earlier positions."""
@@ -290,8 +215,8 @@ class Decoder(nnx.Module):
     logits = sharding.constrain(logits, 'btv')
     return layers.soft_cap(logits[..., :self.config.vocab_size], self.config.logit_softcap)
 
-  def _layer_inputs(self, index, positions_bt, mask_bts):
-    """Mask and rotary frequencies of layer `index`.
+  def _layer_inputs(self, index, positions_bt, mask_bts, offset_b=None):
+    """Mask and rotary frequencies of layer `index`; `offset_b` is where a cache is written.
 
     Local layers see a window that ends at the query, and may rotate by another base.
     """
@@ -306,33 +231,41 @@ class Decoder(nnx.Module):
     if c.rope_local_theta is not None:
       local = layers.rope_frequencies(c.rope_local_theta, c.head_dim)
       frequencies = jnp.where(is_global, frequencies, local)
-    distance_bts = positions_bt[:, :, None] - jnp.arange(mask_bts.shape[-1])[None, None, :]
+    slot_bs = (jnp.arange(mask_bts.shape[-1])[None] if offset_b is None else
+               cache_lib.slot_positions(positions_bt, offset_b, mask_bts.shape[-1]))
+    distance_bts = positions_bt[:, :, None] - slot_bs[:, None, :]
     return mask_bts & ((distance_bts < c.sliding_window) | is_global), frequencies
 
   def _scanned(self, x_btd, positions_bt, mask_bts, dropout_key):
-    def body(x_btd, scanned):
+    def body(carry, scanned):
+      x_btd, captured = carry
       index, block, key = scanned
+      captured = tuple(jnp.where(index == layer, x_btd, held)
+                       for layer, held in zip(self.captured, captured, strict=True))
       mask, frequencies = self._layer_inputs(index, positions_bt, mask_bts)
-      return block(x_btd, positions_bt, mask, dropout_key=key, frequencies=frequencies)[0], None
+      x_btd = block(x_btd, positions_bt, mask, dropout_key=key, frequencies=frequencies)[0]
+      return (x_btd, captured), None
 
     count = self.config.num_layers
     keys = None if dropout_key is None else jax.random.split(dropout_key, count)
     body = layers.rematerialised(body, self.config.remat)
-    return jax.lax.scan(body, x_btd, (jnp.arange(count), self.layers, keys))[0]
+    carry = x_btd, (jnp.zeros_like(x_btd),) * len(self.captured)
+    return jax.lax.scan(body, carry, (jnp.arange(count), self.layers, keys))[0]
 
   def _unrolled(self, x_btd, positions_bt, mask_bts, cache):
-    buffers = []
+    buffers, inputs = [], []
     for index, block in enumerate(self.layers):
-      mask, frequencies = self._layer_inputs(index, positions_bt, mask_bts)
-      held = None if cache is None else (cache.keys_bksh[index], cache.values_bksh[index])
+      inputs.append(x_btd)
       offset_b = None if cache is None else cache.length_b
+      mask, frequencies = self._layer_inputs(index, positions_bt, mask_bts, offset_b)
+      held = None if cache is None else (cache.keys_bksh[index], cache.values_bksh[index])
       x_btd, held = block(x_btd, positions_bt, mask, held, offset_b, frequencies=frequencies)
       buffers.append(held)
     if cache is not None:
       keys, values = zip(*buffers)
       cache = cache.replace(keys_bksh=keys, values_bksh=values,
                             length_b=cache.length_b + positions_bt.shape[1])
-    return x_btd, cache
+    return x_btd, tuple(inputs[layer] for layer in self.captured), cache
 
   def start(self, prompts_bt: jax.Array, prompt_lengths_b: jax.Array) -> structs.Start:
     """A decoder is fed the prompts themselves."""
@@ -350,6 +283,24 @@ class Decoder(nnx.Module):
     narrow.config = dataclasses.replace(self.config, vocab_size=vocab_size,
                                         vocab_padding=rows - vocab_size)
     return narrow
+
+  def capturing(self, layer_indices: tuple[int, ...]) -> 'Decoder':
+    """The same decoder, which also gives the inputs of these layers, side by side.
+
+    They are `features['captured_btw']`: the residual stream before layer 0, 1, ..., no norm.
+    """
+    if any(not 0 <= index < self.config.num_layers for index in layer_indices):
+      raise ValueError(f'layers {layer_indices} can\'t be captured: the decoder has layers 0 to '
+                       f'{self.config.num_layers - 1}')
+    copied = jax.tree.map(lambda x: x, self)  # made in this trace, so that it may be changed
+    copied.captured = tuple(layer_indices)
+    return copied
+
+  def without_layers(self) -> 'Decoder':
+    """Embedding and head alone, as a draft shares them: `embed` and `logits` work."""
+    ends = copy.copy(self)
+    ends.layers = nnx.List([])
+    return ends
 
   def unstacked(self) -> 'Decoder':
     """The same decoder with one module a layer; itself when it is unrolled already."""

@@ -3,6 +3,7 @@
 Matrix products run in the config's dtype; norms, rotations, softmax and logits in float32.
 """
 
+from collections.abc import Callable
 import functools
 import math
 
@@ -11,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# A key, a shape, and how many inputs each output sums over.
+Init = Callable[[jax.Array, tuple[int, ...], int], nnx.Param]
 MASKED = -1e30  # finite: a query that sees nothing yields a mean, not NaN
 
 
@@ -18,6 +21,12 @@ def normal(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
   """Truncated normal with variance 1/fan_in."""
   init = jax.nn.initializers.truncated_normal(fan_in ** -0.5)
   return nnx.Param(init(key, shape, jnp.float32))
+
+
+def uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
+  """Uniform within 1/sqrt(fan_in), as PyTorch initialises linear layers."""
+  bound = fan_in ** -0.5
+  return nnx.Param(jax.random.uniform(key, shape, jnp.float32, -bound, bound))
 
 
 # Up to this many rows a CPU is bound by reading the weights, as in decoding.

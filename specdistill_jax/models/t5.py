@@ -136,7 +136,8 @@ class T5(nnx.Module):
     """See `structs.TargetFn`; the cache holds the prompts' memory, as `init_cache` put it."""
     self._check_unrolled()
     memory = cache.memory
-    bias_bnts = self._decoder_bias(positions_bt, mask_bts.shape[-1])
+    bias_bnts = self._decoder_bias(positions_bt, cache_lib.slot_positions(
+        positions_bt, cache.length_b, mask_bts.shape[-1]))
     x_btd, buffers = self._embed(tokens_bt), []
     for index, block in enumerate(self.decoder_layers):
       x_btd, held = block(
@@ -196,7 +197,7 @@ class T5(nnx.Module):
     c = self.config
     position_t = jnp.arange(tokens_bt.shape[1])
     mask_bts = (position_t[None] <= position_t[:, None])[None]
-    bias_bnts = self._decoder_bias(position_t[None], len(position_t))
+    bias_bnts = self._decoder_bias(position_t[None], position_t[None])
     keys = t5_layers.split_key(dropout_key, 2)
 
     def body(x_btd, scanned):
@@ -228,8 +229,8 @@ class T5(nnx.Module):
     x_btd = self.embedding_vd[...][tokens_bt].astype(jnp.dtype(self.config.dtype))
     return layers.dropout(sharding.constrain(x_btd, 'btd'), self.config.dropout, dropout_key)
 
-  def _decoder_bias(self, positions_bt, num_slots):
-    distance_bts = jnp.arange(num_slots)[None, None] - positions_bt[:, :, None]
+  def _decoder_bias(self, positions_bt, slot_positions_bs):
+    distance_bts = slot_positions_bs[:, None] - positions_bt[:, :, None]
     return t5_layers.relative_bias(
         self.decoder_bias_rn[...], distance_bts, bidirectional=False,
         max_distance=self.config.relative_max_distance)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specdistill_jax.models import cache as cache_lib
-from specdistill_jax.models import decoder
+from specdistill_jax.models import decoder_layers
 from specdistill_jax.models import layers
 
 
@@ -89,7 +89,7 @@ class EncoderBlock(nnx.Module):
     self.config = config
     self.attention_norm, self.mlp_norm = norm(config), norm(config)
     self.attention = Attention(config, rngs=rngs)
-    self.mlp = decoder.MLP(config, rngs=rngs)
+    self.mlp = decoder_layers.MLP(config, rngs=rngs)
 
   def __call__(self, x_bsd, mask_bts, bias_bnts, dropout_key):
     keys = split_key(dropout_key, 2)
@@ -108,7 +108,7 @@ class DecoderBlock(nnx.Module):
     self.attention_norm, self.cross_norm, self.mlp_norm = (norm(config) for _ in range(3))
     self.attention = Attention(config, rngs=rngs)
     self.cross = Attention(config, rngs=rngs)
-    self.mlp = decoder.MLP(config, rngs=rngs)
+    self.mlp = decoder_layers.MLP(config, rngs=rngs)
 
   def __call__(self, x_btd, mask_bts, bias_bnts, prompt, prompt_mask_bts, buffers=None,
                offset_b=None, dropout_key=None):

@@ -161,7 +161,7 @@ def _overlaps(target: base.Model, draft: Draft, prompts: Prompts, runs: Sequence
       tokens_bt[row, :start] = prompts_bt[row, :start]
       tokens_bt[row, start:start + new] = run.generation.tokens[row, :new]
     counts_b2 = acceptance.alpha_counts(
-        target.module, draft.model.module, tokens_bt, prompt_lengths_b,
+        target.module, api.on_given_text(target, draft.model), tokens_bt, prompt_lengths_b,
         prompt_lengths_b + run.generation.lengths, sampling=sampling,
         widths=structs.Widths(prompts_bt.shape[1], run.generation.tokens.shape[1]))
     counts.append(np.asarray(counts_b2).sum(axis=0))
@@ -192,10 +192,11 @@ def _track(description: str):
   return wrap
 
 
-def _build(draft: Draft, way: ways.Way, sampling: sampling_lib.Sampling) -> step_costs.Setting:
+def _build(target: base.Model, draft: Draft, way: ways.Way,
+           sampling: sampling_lib.Sampling) -> step_costs.Setting:
   drafter = api.make_drafter(
       draft.model, gamma=way.gamma, target_sampling=sampling, draft_sampling=way.draft_sampling,
-      min_confidence=way.min_confidence)
+      min_confidence=way.min_confidence, target=target)
   return step_costs.Setting(drafter, rules.for_sampling(way.rule, way.epsilon, sampling))
 
 
@@ -231,10 +232,11 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
         wanted[index, way] = fields
   if not wanted:
     return
-  built = {(index, way): _build(drafts[index], way, sampling) for index, way in wanted}
-  measured = latency.measure(
-      target.module.unstacked(), built, prompts.batches, jax.random.key(config.seed),
-      sampling=sampling, max_new_tokens=settings.max_new_tokens,
+  built = {(index, way): _build(target, drafts[index], way, sampling)
+           for index, way in wanted}
+  measured = latency.measure(  # all drafts of a study are of one kind
+      api.decoding_module(target, drafts[0].model), built, prompts.batches,
+      jax.random.key(config.seed), sampling=sampling, max_new_tokens=settings.max_new_tokens,
       progress=_track(f'temperature {temperature:g}'))
   metric = shards.read_metadata(path.parent / 'data', 'validation')['metric']
   overlaps = {index: _overlaps(target, drafts[index], prompts, measured.alone, sampling)

@@ -16,6 +16,9 @@ def vocabulary(config: Any) -> Any:
     if source is None:
       continue
     from specdistill_jax.checkpoints import pretrained  # pylint: disable=g-import-not-at-top
+    from specdistill_jax.drafters import families
+    if families.is_feature_draft(section.model):  # it has its target's tokens
+      continue
     found[which] = pretrained.load_vocabulary(source)
     if found[which] is None:
       raise ValueError(f'config.{which}.init_from names {source}, which has no tokenizer: the '

@@ -53,6 +53,8 @@ def check(settings: Any, row_devices: int = 1) -> None:
   _require(settings, 'learning_rate', settings.learning_rate > 0, 'positive')
   _require(settings, 'clip_norm', settings.clip_norm is None or settings.clip_norm > 0,
            'positive, or None for no clipping')
+  _require(settings, 'clip_value', settings.clip_value is None or settings.clip_value > 0,
+           'positive, or None for no clipping')
   for name in ('b1', 'b2', 'dropout'):
     _require(settings, name, 0 <= settings[name] < 1, 'in [0, 1)')
   _require(settings, 'final_fraction', 0 <= settings.final_fraction <= 1, 'in [0, 1]')
@@ -93,7 +95,7 @@ def schedule(settings: Any) -> optax.Schedule:
 
 
 def optimizer(settings: Any, objective: Any = None) -> optax.GradientTransformationExtraArgs:
-  """AdamW or Adafactor, behind a clip by global norm unless `clip_norm` is None.
+  """AdamW or Adafactor, behind clips of each value and of the global norm, unless None.
 
   With an objective that is mixed by the overlap before, its state holds that (`overlap_before`).
 
@@ -112,12 +114,15 @@ def optimizer(settings: Any, objective: Any = None) -> optax.GradientTransformat
   else:
     raise ValueError(f'train.optimizer is {settings.optimizer!r}, and must be one of '
                      f'{", ".join(OPTIMIZERS)}')
-  parts = [rule]
+  clips, memory = [], []
+  if settings.clip_value is not None:
+    clips.append(optax.clip(settings.clip_value))
   if settings.clip_norm is not None:
-    parts.insert(0, optax.clip_by_global_norm(settings.clip_norm))
+    clips.append(optax.clip_by_global_norm(settings.clip_norm))
   if objective is not None and objective.mixes_by_alpha and not objective.needs_alpha:
-    parts.append(_remembered_overlap(objective.block))
-  return optax.with_extra_args_support(optax.chain(*parts) if len(parts) > 1 else rule)
+    memory.append(_remembered_overlap(objective.block))
+  return optax.with_extra_args_support(
+      optax.chain(*clips, rule, *memory) if clips or memory else rule)
 
 
 class OverlapState(NamedTuple):

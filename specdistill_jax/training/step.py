@@ -18,7 +18,9 @@ import optax
 from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.losses import chunked
+from specdistill_jax.losses import features
 from specdistill_jax.losses import objectives
+from specdistill_jax.training import laws
 from specdistill_jax.training import rollouts
 from specdistill_jax.training import state as state_lib
 
@@ -53,20 +55,30 @@ def losses(objective: objectives.Objective, student, teacher, batch: structs.Bat
   """Forward passes and loss sums; the teacher runs only where the objective reads it.
 
   Args:
-    student: a module with `supervise` and `logits`; `teacher` likewise, of the same family.
+    student: a module with `supervise` and `logits`; `teacher` likewise, of the same family. Or a
+      feature-level draft, with `unroll`, whose noise is drawn from `dropout_key`. Of a
+      selective objective a `laws.Guided` in place of the teacher.
     first: positions of a row before it carry no loss: their logits are not computed.
     chunk: positions of a row whose logits are there at a time; None: all.
     alpha: mean overlap over the rows that `batch` is a part of, by draft position, for an
       objective that `mixes_by_alpha`; None: the batch is no part.
   """
-  learnt = student.supervise(batch, first=first, dropout_key=dropout_key)
+  guided, teacher = teacher, getattr(teacher, 'teacher', teacher)
+  if objective.name == objectives.FEATURE:
+    teacher = jax.lax.stop_gradient(teacher)
+    return features.feature_loss(
+        objective, student.unroll(teacher, batch, dropout_key),
+        lambda read_btd: student.head(read_btd, teacher), teacher.logits, student.restrict,
+        chunk=chunk, over_rows=sharding.over_rows, **student.loss_settings)
   if not objective.needs_teacher:
+    learnt = student.supervise(batch, first=first, dropout_key=dropout_key)
     return chunked.supervised(objective, student.logits, learnt.features_btd, learnt.labels_bt,
                               learnt.mask_bt, chunk=chunk, over_rows=sharding.over_rows)
-  teacher = jax.lax.stop_gradient(teacher)
-  taught_btd = teacher.supervise(batch, first=first).features_btd
-  return chunked.distillation(objective, student.logits, learnt.features_btd, teacher.logits,
-                              taught_btd, learnt.mask_bt, chunk=chunk, alpha=alpha,
+  found = laws.compared(student, teacher, batch, first=first, key=dropout_key)
+  if objective.keep < 1:
+    found = laws.select(found, guided, batch, keep=objective.keep, first=first, chunk=chunk,
+                        temperature=objective.temperature)
+  return chunked.distillation(objective, **found, chunk=chunk, alpha=alpha,
                               over_rows=sharding.over_rows)
 
 
@@ -155,7 +167,8 @@ def _make(settings, objective, rollout, mesh, layout, sharding_leaves, treedef):
           student, mesh, 'tensor' if layout == 'sharded' else layout))
       batch, on_policy = rollouts.mix(gathered, batch, rollout_key, rollout)
     grads, totals = gradients(
-        objective, student, teacher, batch, dropout_key if settings.dropout else None,
+        objective, student, teacher, batch,
+        dropout_key if settings.dropout or hasattr(student, 'unroll') else None,
         accumulation=settings.accumulation, mesh=mesh, chunk=settings.head_chunk,
         alpha=state_lib.overlap_before(state.opt_state),
         first=0 if rollout is None else rollout.first_supervised)

@@ -1,0 +1,176 @@
+"""Judging trees: a chain is a tree, order of storage is nothing, one-hot laws need no laws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from specdistill_jax import structs
+from specdistill_jax.decoding import judging
+from specdistill_jax.decoding import lossy_rules
+from specdistill_jax.decoding import rules
+from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.decoding import tree as tree_lib
+from specdistill_jax.decoding import tree_judging
+import trees
+
+ROWS, VOCAB = 3000, 6
+RULES = [rules.Exact(), rules.Greedy(), lossy_rules.Lenient('linear', 0.5),
+         lossy_rules.Lenient('exponential', 0.5, lenient_residual=True),
+         lossy_rules.Threshold('typical', 0.5, greedy=False),
+         lossy_rules.Threshold('top_k', 0.5, greedy=True)]
+
+
+@jax.jit(static_argnames=('rule',))
+def judge(rule, target_btv, proposal, key_b):
+  law_at = lambda slot_b: judging.at_position(target_btv, slot_b)
+  return tree_judging.judge(rule, law_at, proposal, key_b)
+
+
+def random_laws(key, *shape):
+  return jax.nn.log_softmax(1.5 * jax.random.normal(key, (ROWS, *shape, VOCAB)))
+
+
+def drafted(tree, with_laws, seed=0):
+  """Target laws after every slot, a proposal, keys. Siblings are drawn, or most probable."""
+  keys = jax.random.split(jax.random.key(seed), 4)
+  draft_bev = random_laws(keys[0], sum(map(len, tree.expanded)))
+  branches = tree.branches(ROWS, with_laws=True)
+  num = branches.width
+  flat = draft_bev.reshape(-1, VOCAB)
+  if with_laws:
+    tokens = sampling_lib.without_replacement(jax.random.split(keys[1], len(flat)), flat, num)
+  else:
+    tokens = jax.lax.top_k(flat, num)[1]
+  tokens_bec = tokens.reshape(ROWS, -1, num)
+  tokens_bm = tokens_bec[:, branches.laws_bt[0][tree.parents_m], tree.ranks_m]
+  proposal = structs.Proposal(tokens_bm, draft_bev if with_laws else None, None,
+                              branches=tree.branches(ROWS, with_laws))
+  return (random_laws(keys[2], tree.num_nodes + 1), proposal,
+          jax.random.split(keys[3], ROWS))
+
+
+@pytest.mark.parametrize('rule', RULES, ids=str)
+def test_a_chain_judged_as_a_tree_keeps_and_emits_the_same(rule):
+  """Draw for draw."""
+  target_btv, proposal, key_b = drafted(tree_lib.chain(3), with_laws=True)
+  chain = jax.jit(rule)(target_btv, proposal.replace(branches=None), key_b)
+  found, path_bt, examined_b = judge(rule, target_btv, proposal, key_b)
+  np.testing.assert_array_equal(found.num_accepted_b, chain.num_accepted_b)
+  np.testing.assert_array_equal(found.next_token_b, chain.next_token_b)
+  np.testing.assert_array_equal(examined_b, jnp.minimum(found.num_accepted_b + 1, 3))
+  for row in range(50):
+    kept = int(found.num_accepted_b[row])
+    assert path_bt[row, :kept + 1].tolist() == list(range(kept + 1))
+  assert 0.1 < found.num_accepted_b.mean() < 2.9
+
+
+@pytest.mark.parametrize('rule', [rule for rule in RULES if
+                                  not getattr(rule, 'lenient_residual', False)], ids=str)
+def test_fixed_siblings_are_siblings_drawn_from_one_hot_laws(rule):
+  """The short cut through scalars against recursive rejection, draw for draw.
+
+  A one-hot law for each child takes a tree whose nodes have one child, so the recursion is spelt
+  out here in NumPy, on float64.
+  """
+  tree = trees.BUSHY
+  target_btv, proposal, key_b = drafted(tree, with_laws=False)
+  found, path_bt, _ = judge(rule, target_btv, proposal, key_b)
+  accept_key_b, _ = sampling_lib.split_rows(key_b, 2)
+  uniform = np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (tree.num_nodes,)))(
+      accept_key_b), np.float64)
+  target, tokens = np.exp(np.asarray(target_btv, np.float64)), np.asarray(proposal.tokens_bg)
+  slot_of = {(): 0} | {path: node + 1 for node, path in enumerate(tree.paths)}
+  for row in range(400):
+    ranks, expected = (), [0]
+    p = target[row, 0]
+    while True:
+      rank, went_on = 0, False
+      while (*ranks, rank) in slot_of:
+        slot = slot_of[(*ranks, rank)]
+        token = tokens[row, slot - 1]
+        with np.errstate(divide='ignore'):
+          kept = bool(rule.kept(jnp.log(p), jnp.log(p[token]), 0.0, uniform[row, slot - 1]))
+        if kept:
+          ranks, p, went_on = (*ranks, rank), target[row, slot], True
+          expected.append(slot)
+          break
+        if rule.corrects:
+          p = np.where(np.arange(VOCAB) == token, 0.0, p)
+          p = p / p.sum()
+        rank += 1
+      if not went_on:
+        break
+    assert path_bt[row, :len(expected)].tolist() == expected
+    assert found.num_accepted_b[row] == len(expected) - 1
+    assert p[found.next_token_b[row]] > 0
+
+
+@pytest.mark.parametrize('rule', [rules.Greedy(), lossy_rules.Threshold('top_k', 0.5, greedy=True)],
+                         ids=str)
+@pytest.mark.parametrize('with_laws', [False, True])
+def test_where_siblings_are_stored_changes_nothing(rule, with_laws):
+  """Rules that don't draw give the very same; for the others, see the laws of `shuffled`."""
+  tree, target_rows = trees.BUSHY, drafted(trees.BUSHY, with_laws)
+  target_btv, proposal, key_b = target_rows
+  order = np.array([2, 0, 4, 3, 7, 6, 1, 5])  # nodes by their new places
+  shuffled = tree_lib.Tree(tuple(tree.paths[node] for node in order))
+  branches = shuffled.branches(ROWS, with_laws)
+  if with_laws:  # the laws stay where they were
+    laws_bt = proposal.branches.laws_bt[:, np.concatenate([[0], order + 1])]
+    branches = branches.replace(laws_bt=laws_bt)
+  other = proposal.replace(tokens_bg=proposal.tokens_bg[:, order], branches=branches)
+  one_verdict, one_path, _ = judge(rule, target_btv, proposal, key_b)
+  two_verdict, two_path, _ = judge(
+      rule, target_btv[:, np.concatenate([[0], order + 1])], other, key_b)
+  np.testing.assert_array_equal(one_verdict.num_accepted_b, two_verdict.num_accepted_b)
+  np.testing.assert_array_equal(one_verdict.next_token_b, two_verdict.next_token_b)
+  place = np.concatenate([[0], np.argsort(order) + 1])
+  kept = np.arange(4)[None] <= np.asarray(one_verdict.num_accepted_b)[:, None]
+  np.testing.assert_array_equal(np.where(kept, place[one_path], -1), np.where(kept, two_path, -1))
+  assert one_verdict.num_accepted_b.max() == 3
+
+
+def test_siblings_beyond_the_drafts_support_are_never_kept():
+  """A law of two tokens has no third sibling: filler is skipped, and the law stays exact."""
+  tree = tree_lib.Tree(((0,), (1,), (2,)))
+  target, draft = np.array([0.3, 0.2, 0.5]), np.array([0.5, 0.5, 0.0])
+  log_draft = jnp.log(jnp.broadcast_to(jnp.asarray(draft), (60_000, 3)))
+  keys = jax.random.split(jax.random.key(0), (2, 60_000))
+  tokens = sampling_lib.without_replacement(keys[0], log_draft, 3)
+  assert set(map(tuple, np.asarray(tokens)[:, :2].tolist())) == {(0, 1), (1, 0)}
+  proposal = structs.Proposal(tokens, log_draft[:, None], None,
+                              branches=tree.branches(60_000, with_laws=True))
+  target_btv = jnp.broadcast_to(jnp.log(jnp.asarray(target)), (60_000, 4, 3))
+  verdict, path_bt, _ = judge(rules.Exact(), target_btv, proposal, keys[1])
+  kept = np.asarray(verdict.num_accepted_b == 1)
+  assert not np.any(path_bt[kept, 1] == 3)
+  emitted = np.where(kept, np.take_along_axis(
+      np.asarray(tokens), np.maximum(np.asarray(path_bt)[:, 1:2] - 1, 0), axis=1)[:, 0],
+      verdict.next_token_b)
+  shares = np.bincount(emitted, minlength=3) / 60_000
+  assert np.all(np.abs(shares - target) < 4 * np.sqrt(0.25 / 60_000))
+  # Both tokens were offered: what is refused at last is the token that was never offered.
+  assert np.all(np.asarray(verdict.next_token_b)[~kept] == 2)
+
+
+def test_draws_without_replacement_have_their_law():
+  """P(i, j) = p_i p_j / (1 - p_i), in order."""
+  count, law = 200_000, np.array([0.5, 0.3, 0.15, 0.05])
+  drawn = np.asarray(sampling_lib.without_replacement(
+      jax.random.split(jax.random.key(1), count),
+      jnp.broadcast_to(jnp.log(jnp.asarray(law)), (count, 4)), 2))
+  found = np.bincount(drawn[:, 0] * 4 + drawn[:, 1], minlength=16).reshape(4, 4) / count
+  expected = law[:, None] * law[None] / (1 - law[:, None]) * (1 - np.eye(4))
+  assert np.all(np.abs(found - expected) < 5 * np.sqrt(expected / count) + 1e-9)
+
+
+@pytest.mark.parametrize('rule, with_laws, message', [
+    (rules.Block(), True, r'rule Block\(\) judges whole chains; a tree needs one that judges'),
+    (lossy_rules.Lenient('linear', 0.5, lenient_residual=True), False, 'leave out lenient_res'),
+])
+def test_a_rule_that_cannot_judge_a_tree_says_so(rule, with_laws, message):
+  target_btv, proposal, key_b = drafted(trees.BUSHY, with_laws)
+  with pytest.raises(ValueError, match=message) as caught:
+    judge(rule, target_btv, proposal, key_b)
+  assert '\n' not in str(caught.value)
