@@ -92,13 +92,17 @@ def feature_draft(family: str) -> ml_collections.ConfigDict:
   """A feature-level draft of a decoder, in place of the draft's `decoder()`.
 
   Trained by `distill` with the objective 'feature'; `draft.train.steps` is 0. Sizes that are
-  not given are the target's. Fields are those of `drafters.fspad` and `drafters.eagle3`.
+  not given are the target's. Fields are those of `drafters.fspad`, `eagle3`, `mtp`, and of
+  `drafters.heads`: medusa and mlp, whose attention and MLP sizes are not used.
   """
   own = {
       'eagle': dict(fusion_bias=True, feature_noise=0.2),
       'fspad': dict(feature_sampling=True, partial_alignment=True, feature_noise=0.2),
       'eagle3': dict(draft_vocab_size=_optional(int),  # most frequent tokens; None: 32,000 or all
                      unrolled_steps=7, step_decay=0.8),
+      'mtp': dict(unrolled_steps=6, step_decay=0.8),
+      'medusa': dict(positions=6, own_heads=True, step_decay=0.8),
+      'mlp': dict(positions=6, inner_width=_optional(int), tied=False, step_decay=1.0),
   }
   return ml_collections.ConfigDict(dict(
       family=family, num_heads=_optional(int), num_kv_heads=_optional(int),

@@ -9,9 +9,11 @@ import pytest
 
 from specdistill_jax.losses import blocks
 from specdistill_jax.losses import chunked
+from specdistill_jax.losses import divergences
 from specdistill_jax.losses import figures
 from specdistill_jax.losses import objectives
 from specdistill_jax.losses import selection
+from specdistill_jax.losses import toy
 
 B, T, G, D, V = 2, 5, 3, 6, 13
 IDS = np.array([0, 1, 3, 4, 6, 7, 8, 11])  # what a truncated draft can draft
@@ -280,3 +282,14 @@ def test_simulated_block_efficiency():
 def test_impossible_settings_are_refused(wrong, match):
   with pytest.raises(ValueError, match=match):
     objectives.Objective('lk_hybrid', **wrong)
+
+
+@pytest.mark.parametrize('name, mean, width, overlap', [
+    ('forward_kl', -0.50, 4.17, 0.502), ('reverse_kl', -3.95, 1.10, 0.507),
+    ('tvd', -2.95, 2.05, 0.602)])
+def test_one_gaussian_on_three_modes(name, mean, width, overlap):
+  """The paper's toy: neither KL stops where most is accepted."""
+  found = toy.fit(getattr(divergences, name))
+  np.testing.assert_allclose(found[0], mean, atol=0.03)
+  np.testing.assert_allclose(found[1], width, atol=0.03)
+  np.testing.assert_allclose(found[2], overlap, atol=1e-3)

@@ -10,6 +10,7 @@ With `chunk=None` the logits are made whole, and differentiated like any other f
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -25,6 +26,12 @@ PerToken = Callable[..., Any]
 # A function of arrays that all rows share and arrays by rows, which returns sums and arrays by
 # rows, to one that does it with the rows spread over devices.
 OverRows = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ByPosition:
+  """A head that differs between draft positions: `head` of `[b, t, g, d]` gives `[b, t, g, v]`."""
+  head: Head
 
 
 def supervised(objective: objectives.Objective, student_head: Head, features, labels, mask, *,
@@ -65,12 +72,17 @@ def logits(head: Head | None, features):
   """`head` of features `[b, t, d]` or `[b, t, g, d]`; without a head, what is given."""
   if head is None:
     return features
-  return head(flat(features)).reshape(*features.shape[:-1], -1)
+  return _taking(head)(features)
 
 
-def flat(features):
-  """`[b, t, g, d]` to the `[b, t g, d]` that heads take."""
-  return features.reshape(features.shape[0], -1, features.shape[-1])
+def _taking(head):
+  """`head` of `[b, t, g, d]`, or `[b, t, d]`; most take all positions as `[b, t g, d]`."""
+  if isinstance(head, ByPosition):
+    return head.head
+  def whole(features):
+    flat = features.reshape(features.shape[0], -1, features.shape[-1])
+    return head(flat).reshape(*features.shape[:-1], -1)
+  return whole
 
 
 def totals(objective: objectives.Objective, per_token: PerToken, student_head: Head,
@@ -119,7 +131,7 @@ def totals(objective: objectives.Objective, per_token: PerToken, student_head: H
 
 def opened(head, features):
   """The weights that `head` reads, in the order in which `bound` takes them."""
-  return [] if head is None else _converted(head, flat(features))[1]
+  return [] if head is None else _converted(head, features)[1]
 
 
 def bound(head, features, weights):
@@ -127,11 +139,12 @@ def bound(head, features, weights):
   if head is None:
     return features
   # For features of this shape, on the devices that see it: so asked for anew.
-  return logits(lambda x: _converted(head, x)[0](x, *weights), features)
+  return _converted(head, features)[0](features, *weights)
 
 
-def _converted(head, features_btd):
-  return jax.closure_convert(lambda features_btd: head(features_btd), features_btd)
+def _converted(head, features):
+  function = _taking(head)
+  return jax.closure_convert(lambda features: function(features), features)
 
 
 def _differentiable(sums, chunk, over_rows):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from specdistill_jax import sharding
 from specdistill_jax import structs
+from specdistill_jax.losses import chunked
 from specdistill_jax.losses import figures
 from specdistill_jax.losses import selection
 
@@ -41,8 +42,11 @@ def compared(student, teacher, batch: structs.Batch, *, first: int = 0,
   if hasattr(student, 'unroll'):
     steps = student.unroll(teacher, batch, key)
     stacked = lambda name: jnp.stack([getattr(step, name) for step in steps], axis=2)
+    head = lambda read_btd: student.head(read_btd, teacher)
+    if getattr(student, 'head_by_position', False):
+      head = chunked.ByPosition(lambda read_btgd: student.heads(read_btgd, teacher))
     return dict(
-        student_head=lambda read_btd: student.head(read_btd, teacher),
+        student_head=head,
         student_features=stacked('read_btd'), teacher_head=teacher.logits,
         teacher_features=stacked('taught_btd'), mask=stacked('mask_bt'),
         restrict=student.restrict, frozen_head=student.loss_settings.get('frozen_head', False))
