@@ -276,8 +276,8 @@ def test_simulated_block_efficiency():
 
 @pytest.mark.parametrize('wrong, match', [
     (dict(eta=-1.0), 'eta is -1.0'), (dict(kl_weight=1.5), 'kl_weight is 1.5'),
-    (dict(alpha_over='chunk'), "'chunk'.*batch, previous, token"), (dict(block=0), 'block is 0'),
-    (dict(position_weights='d_pace'), "'d_pace'.*uniform, decay, adaptive"),
+    (dict(alpha_over='chunk'), "'chunk'.*batch, previous or token"), (dict(block=0), 'block is 0'),
+    (dict(position_weights='d_pace'), "'d_pace'.*uniform, decay or adaptive"),
     (dict(keep=0.0), 'keep is 0.0'), (dict(decay=1.2), 'decay is 1.2')])
 def test_impossible_settings_are_refused(wrong, match):
   with pytest.raises(ValueError, match=match):

@@ -23,8 +23,6 @@ from specdistill_jax.losses import specs
 CROSS_ENTROPY = 'cross_entropy'
 FEATURE = specs.FEATURE  # of feature-level drafts, see `features.feature_loss`
 NORMALISATIONS = ('sequence', 'token')
-POSITION_WEIGHTS = ('uniform', 'decay', 'adaptive')
-ALPHA_OVER = ('batch', 'previous', 'token')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +83,7 @@ class Objective:
     position_weights: of draft positions: `uniform`, `decay`, or `adaptive` (D-PACE);
       `end_to_end_tvd` weighs them by itself.
     decay: weight of a draft position over that of the one before it (Medusa, LK: 0.8).
-    floor: of `adaptive` weights: they are uniform but for the positions left at 1.
+    floor: of `adaptive` weights: what an overlap of 0 counts as (D-PACE: 0.5).
     block: tokens in a row that a standalone draft is taken to draft together; 1: each alone.
     keep: share of each row's tokens that are learnt from, those on which the student is furthest
       behind a reference (AdaSPEC, `selection`); 1: all of them.
@@ -107,26 +105,17 @@ class Objective:
   keep: float = 1.0
 
   def __post_init__(self):
-    named = dict(objective=(self.name, (CROSS_ENTROPY, *DIVERGENCES, FEATURE)),
-                 normalisation=(self.normalisation, NORMALISATIONS),
-                 alpha_over=(self.alpha_over, ALPHA_OVER),
-                 position_weights=(self.position_weights, POSITION_WEIGHTS))
-    for field, (value, known) in named.items():
+    for field, value, known in (
+        ('objective', self.name, (CROSS_ENTROPY, *DIVERGENCES, FEATURE)),
+        ('normalisation', self.normalisation, NORMALISATIONS)):
       if value not in known:
         raise ValueError(f'{field} is {value!r}, and must be one of {", ".join(known)}')
     if not 0 < self.temperature < float('inf'):
       raise ValueError(f'the loss temperature is {self.temperature}, and must be positive')
     if self.name == 'jsd' and not 0 < self.beta < 1:
       raise ValueError(f'beta is {self.beta}, and must lie strictly between 0 and 1')
-    if self.kl_weight is not None and not 0 <= self.kl_weight <= 1:
-      raise ValueError(f'kl_weight is {self.kl_weight}, and must lie in [0, 1], or be None')
-    if not self.eta >= 0:
-      raise ValueError(f'eta is {self.eta}, and must be at least 0')
-    for field in ('decay', 'floor', 'keep'):
-      if not 0 < getattr(self, field) <= 1:
-        raise ValueError(f'{field} is {getattr(self, field)}, and must lie in (0, 1]')
-    if self.block < 1:
-      raise ValueError(f'block is {self.block}, and must be at least 1')
+    for field in specs.FIELDS:
+      specs.check(field, getattr(self, field))
 
   @property
   def needs_teacher(self) -> bool:
@@ -187,12 +176,6 @@ class Totals:
   def alpha_g(self) -> jax.Array:
     """Mean overlap at each draft position; 0 where there is none."""
     return self.overlap_sum_g / jnp.maximum(self.count_g, 1)
-
-
-def no_totals(positions: int = 1) -> Totals:
-  """Where adding up begins."""
-  zero, zeros = jnp.zeros((), jnp.float32), jnp.zeros((positions,), jnp.float32)
-  return Totals(zero, zero, zero, zeros, zeros)
 
 
 def supervised(objective: Objective, student_logits, labels, mask) -> Totals:

@@ -17,7 +17,8 @@ FIELDS = dict(eta=float, kl_weight=float, alpha_over=str, position_weights=str, 
 # Fields that mean something for one objective only.
 _OWNERS = dict(eta='lk_hybrid', kl_weight='lk_hybrid', alpha_over='lk_hybrid')
 _LEGAL = dict(
-    eta=(lambda x: x >= 0, 'at least 0'), kl_weight=(lambda x: 0 <= x <= 1, 'from 0 to 1'),
+    eta=(lambda x: x >= 0, 'at least 0'),
+    kl_weight=(lambda x: x is None or 0 <= x <= 1, 'from 0 to 1'),
     alpha_over=(lambda x: x in ('batch', 'previous', 'token'), 'batch, previous or token'),
     position_weights=(lambda x: x in ('uniform', 'decay', 'adaptive'),
                       'uniform, decay or adaptive'),
@@ -46,15 +47,19 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
                        f'{legal}, each once, as in lk_hybrid,eta=10')
     if _OWNERS.get(field, name) != name:
       raise ValueError(f'objective is {spec!r}, but {field} is of {_OWNERS[field]} only')
-    accepts, wish = _LEGAL[field]
     try:
       found[field] = FIELDS[field](value)
-      legal = accepts(found[field])
+      check(field, found[field])
     except ValueError:
-      legal = False
-    if not legal:
-      raise ValueError(f'objective is {spec!r}; {field} must be {wish}')
+      raise ValueError(f'objective is {spec!r}; {field} must be {_LEGAL[field][1]}') from None
   return name, found
+
+
+def check(field: str, value: Any) -> None:
+  """Raises ValueError if a field of `FIELDS` can't have this value."""
+  accepts, wish = _LEGAL[field]
+  if not accepts(value):
+    raise ValueError(f'{field} is {value!r}, and must be {wish}')
 
 
 def reference(spec: str) -> str | None:

@@ -45,8 +45,8 @@ class Metrics:
   learning_rate: jax.Array
   num_tokens: jax.Array
   on_policy: jax.Array
-  alpha_g: jax.Array
-  kl_weight_g: jax.Array
+  alpha_g: jax.Array | None = None
+  kl_weight_g: jax.Array | None = None
 
 
 def losses(objective: objectives.Objective, student, teacher, batch: structs.Batch, *,
