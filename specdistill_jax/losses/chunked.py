@@ -4,7 +4,8 @@ At a vocabulary of 128,256 the float32 logits of 8,192 tokens take 4.2 GB, for e
 loss makes several arrays of their size. Here the heads run on `chunk` positions of every row at a
 time. A chunk's gradient on the student's features and head is taken while its logits are there,
 in the forward pass; the backward pass scales it. So no product runs twice, except for an
-objective that `needs_alpha`: its heads run once more before, over all tokens.
+objective that `mixes_by_alpha` and is not given it: its heads run once more before, over all
+tokens.
 
 With `chunk=None` the logits are made whole, and differentiated like any other function.
 """
@@ -120,7 +121,7 @@ def totals(objective: objectives.Objective, per_token: PerToken, student_head: H
   if frozen_head:
     weights, frozen = frozen, jax.lax.stop_gradient(weights)
   reference_weights = jax.lax.stop_gradient(opened(reference_head, rows[1]))
-  if objective.needs_alpha and alpha is None:
+  if objective.mixes_by_alpha and alpha is None:
     (_, overlap_g), _ = over_rows(functools.partial(_sums, sums, chunk))(
         *jax.lax.stop_gradient(((weights, frozen, reference_weights, 0.0), rows)))
     alpha = overlap_g / jnp.maximum(jnp.sum(rows[2], axis=(0, 1)), 1)
