@@ -4,6 +4,8 @@ A section per stage: `task` (prepare), `target`, `draft`, `distill`, `evaluate`.
 section to None leaves its stage out. `specdistill_jax.stages.checks` says what is legal.
 """
 
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -109,6 +111,21 @@ def feature_draft(family: str) -> ml_collections.ConfigDict:
       head_dim=_optional(int), mlp_width=_optional(int), **own[family]))
 
 
+def feature_recipe(family: str) -> dict[str, Any]:
+  """Of `train()`, what the released codes set for the papers' own targets; rows of 2,048 tokens.
+
+  FSPAD's for EAGLE-1 too, as its authors retrained it: 20 epochs of 64,600 rows, on a line that
+  would reach 0 at step 800,000. EAGLE-3 goes to its end.
+  """
+  shared = dict(batch_size=16, learning_rate=5e-5, schedule='linear', b1=0.9, b2=0.95,
+                weights_dtype='bfloat16', log_every=100, eval_every=4_000, checkpoint_every=4_000)
+  if family == 'eagle3':
+    return shared | dict(steps=800_000, warmup_steps=12_000, final_fraction=0.0, clip_norm=0.5,
+                         remat='full')
+  return shared | dict(steps=80_750, warmup_steps=2_000, final_fraction=0.9, clip_norm=None,
+                       clip_value=0.5, weight_decay=0.01)
+
+
 def train() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
       steps=300,
@@ -172,6 +189,9 @@ def evaluate() -> ml_collections.ConfigDict:
       # (rule, epsilon) pairs. Lossless, with epsilon 1: exact, block. Lossy above temperature 0:
       # linear, square, exponential, typical; at 0: greedy_lenience; at any: top_k, k = 1/epsilon.
       rules=(('exact', 1.0),),
+      # Drafted beside chains, siblings sampled or greedy as draft_sampling says: 'eagle1', paths of
+      # ranks as in '0 1 00 01', or EAGLE-2's as in 'dynamic k10 d6 n60' (top-k, depth, nodes).
+      trees=(),
       # Drafting ends where the draft's best token is less likely than this; 0: always gamma.
       min_confidences=(0.0,),
       max_quality_drop=_optional(float),  # share of the target's quality that the report may spend

@@ -14,10 +14,11 @@ from specdistill_jax import structs
 from specdistill_jax.decoding import engine
 from specdistill_jax.decoding import rules
 from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.decoding import tree_names
+from specdistill_jax.drafters import built
 from specdistill_jax.drafters import families
 from specdistill_jax.drafters import feature
 from specdistill_jax.drafters import feature_config
-from specdistill_jax.drafters import lm
 from specdistill_jax.models import base
 
 SMALLEST_WIDTH = 16
@@ -57,7 +58,8 @@ def generate(target: base.Model, prompts: Sequence[Any], *, max_new_tokens: int,
   return engine.generation(state, max_new_tokens=max_new_tokens)
 
 
-def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *, gamma: int,
+def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *,
+              gamma: int | None = None, tree: str | None = None,
               max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
               top_p: float | None = None, rule: str = 'exact', epsilon: float = 1.0,
               draft_sampling: str = 'sampled', min_confidence: float = 0.0, key: jax.Array,
@@ -66,7 +68,11 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
 
   Args (beside those of `generate`, which mean the same here):
     drafter: a smaller model with the target's vocabulary, or a feature-level draft of it.
-    gamma: tokens drafted a cycle, at least 1.
+    gamma: tokens of the chain that is drafted in a cycle, at least 1.
+    tree: drafted in place of a chain: 'eagle1', the ranks along the paths to all nodes, as in
+      '0 1 00 01', or EAGLE-2's dynamic tree, as in 'dynamic k10 d6 n60' (top-k, depth, nodes).
+      Siblings are drawn without replacement, or the most probable tokens where draft_sampling
+      is 'greedy', at temperature 0, and in a dynamic tree always. Any rule but 'block'.
     rule: which drafted tokens to keep. Lossless: 'exact', 'block' (never fewer tokens a
       call). Lossy above temperature 0: 'linear', 'square', 'exponential' (lenience of
       DistillSpec), 'typical' (Medusa); at 0: 'greedy_lenience'; at any: 'top_k', which keeps
@@ -75,18 +81,20 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
     draft_sampling: 'sampled' drafts from the drafter's law, warped like the target's;
       'greedy' drafts its most probable token. Both are exact under an exact rule.
     min_confidence: a row stops drafting, before gamma, where the drafter's best token is less
-      likely than this; 0 never stops. As exact as a fixed length.
+      likely than this; 0 never stops. As exact as a fixed length. Of chains only.
 
   Raises:
-    ValueError: as `generate`; gamma below 1; a rule that makes no sense with this epsilon or
-      temperature; min_confidence outside [0, 1); vocabularies that differ.
+    ValueError: as `generate`; gamma below 1, or a tree that there is not, or both; a rule that
+      makes no sense with this epsilon or temperature; min_confidence outside [0, 1);
+      vocabularies that differ.
   """
   sampling = sampling_lib.Sampling(temperature, top_k, top_p)
   built_rule = rules.for_sampling(rule, epsilon, sampling)
   target, drafter = check_pair(target, drafter)
   prompts_bt, lengths_b = pad_prompts(target, prompts, max_new_tokens, prompt_width)
   module = decoding_module(target, drafter)
-  built_drafter = make_drafter(drafter, gamma=gamma, target_sampling=sampling, target=target,
+  built_drafter = make_drafter(drafter, gamma=gamma, tree=tree, target_sampling=sampling,
+                               target=target,
                                draft_sampling=draft_sampling, min_confidence=min_confidence)
   state = engine.prefill_speculative(
       module, built_drafter, prompts_bt, lengths_b, key, max_new_tokens=max_new_tokens)
@@ -97,9 +105,7 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
 
 def decoding_module(target: base.Model, drafter: base.Model) -> Any:
   """The target's module as decoding loops take it, with the features that the draft reads."""
-  if families.is_feature_draft(drafter.config):
-    return target.module.capturing(drafter.module.captured).unstacked()
-  return target.module.unstacked()
+  return built.target(target.module, drafter.module)
 
 
 def on_given_text(target: base.Model, drafter: base.Model) -> Any:
@@ -109,15 +115,19 @@ def on_given_text(target: base.Model, drafter: base.Model) -> Any:
   return drafter.module
 
 
-def make_drafter(model: base.Model, *, gamma: int, target_sampling: sampling_lib.Sampling,
-                 draft_sampling: str = 'sampled', min_confidence: float = 0.0,
-                 target: base.Model | None = None
-                 ) -> lm.LMDrafter | feature.FeatureDrafter:
-  """The drafter for a target that samples as `target_sampling` says.
+def make_drafter(model: base.Model, *, gamma: int | None = None, tree: str | None = None,
+                 target_sampling: sampling_lib.Sampling, draft_sampling: str = 'sampled',
+                 min_confidence: float = 0.0, target: base.Model | None = None
+                 ) -> structs.Drafter:
+  """The drafter of chains, or of trees, for a target that samples as `target_sampling` says.
 
   `target` is needed by a feature-level draft, which shares its embedding and head.
   """
-  if not isinstance(gamma, int) or gamma < 1:
+  if (gamma is None) == (tree is None):
+    raise ValueError(f'gamma is {gamma} and tree is {tree!r}; one of them must be given, the '
+                     'length of a chain or a tree')
+  shape = None if tree is None else tree_names.parse(tree)
+  if shape is None and (not isinstance(gamma, int) or gamma < 1):
     raise ValueError(f'gamma is {gamma}; it must be an integer of at least 1')
   if draft_sampling not in DRAFT_SAMPLING:
     raise ValueError(f'draft_sampling is {draft_sampling!r}; it must be one of '
@@ -125,14 +135,12 @@ def make_drafter(model: base.Model, *, gamma: int, target_sampling: sampling_lib
   if not 0.0 <= min_confidence < 1.0:
     raise ValueError(f'min_confidence is {min_confidence}; it must lie in [0, 1), and 0 drafts '
                      'gamma tokens always')
-  greedy = draft_sampling == 'greedy'
-  settings = dict(
-      gamma=gamma, min_confidence=min_confidence,
-      sampling=sampling_lib.Sampling(temperature=0.0) if greedy else target_sampling)
-  if families.is_feature_draft(model.config):
-    return feature.FeatureDrafter(
-        feature.Bound(model.module, target.module.without_layers()), **settings)
-  return lm.LMDrafter(module=model.module.unstacked(), **settings)
+  if shape is not None and min_confidence:
+    raise ValueError(f'min_confidence is {min_confidence}, but a tree is drafted as it is; it must '
+                     'be 0')
+  sampling = sampling_lib.Sampling(0.0) if draft_sampling == 'greedy' else target_sampling
+  return built.drafter(model.module, target and target.module,
+                       gamma if shape is None else shape, sampling, min_confidence)
 
 
 def check_pair(target: base.Model, drafter: base.Model) -> tuple[base.Model, base.Model]:

@@ -38,6 +38,8 @@ from specdistill_jax.costs import ahead
 from specdistill_jax.costs import chips
 from specdistill_jax.costs import programs
 from specdistill_jax.costs import report
+from specdistill_jax.decoding import tree as tree_lib
+from specdistill_jax.decoding import tree_names
 from specdistill_jax.stages import checks
 from specdistill_jax.stages import sources
 from specdistill_jax.stages import task_checks
@@ -56,43 +58,45 @@ def widths(config: ml_collections.ConfigDict) -> structs.Widths:
   return structs.Widths(prompt, targets or task.max_length - prompt)
 
 
-def build(config: ml_collections.ConfigDict, name: str, topology: str, gamma: int
-          ) -> programs.Program:
-  """One program of the study, laid out on a slice."""
+def build(config: ml_collections.ConfigDict, name: str, topology: str,
+          shape: int | tree_lib.Tree | tree_lib.Dynamic) -> programs.Program:
+  """One program of the study, laid out on a slice; `shape` as in `programs.decoding`."""
   devices = chips.devices(topology)
   if name in programs.TRAINING:
     return programs.training(config, widths(config), sharding.make_mesh(
         **config.mesh, devices=devices), on_policy=name == 'on_policy')
   return programs.decoding(config, widths(config), sharding.make_mesh(
-      **config.evaluate.mesh, devices=devices), name=name, gamma=gamma)
+      **config.evaluate.mesh, devices=devices), name=name, shape=shape)
 
 
 def document(config: ml_collections.ConfigDict, topology: str, decode_topology: str,
-             names: Sequence[str], *, gamma: int, alpha: float | None = None,
-             tau: float | None = None, keep: pathlib.Path | None = None, all_fit: bool = False
-             ) -> dict[str, Any]:
+             names: Sequence[str], *, gamma: int, tree: str | None = None,
+             alpha: float | None = None, tau: float | None = None,
+             keep: pathlib.Path | None = None, all_fit: bool = False) -> dict[str, Any]:
   """Compiles programs of a study for a slice, and says what they cost there.
 
   Args:
     topology: of training, as 'v5e:4x4'; `decode_topology`: of decoding.
     names: of `programs.NAMES`.
-    gamma: drafted tokens a cycle.
+    gamma: drafted tokens a cycle, of a chain.
+    tree: what is drafted instead, as `config.evaluate.trees` names it; None: a chain.
     alpha, tau: acceptance rate or block efficiency of the prediction; None: a curve.
     keep: folder of finished compilations.
     all_fit: whether to stop at the first program that does not fit.
   """
-  rows = {}
+  rows, shape = {}, gamma if tree is None else tree_names.parse(tree)
   for name in names:
     place = topology if name in programs.TRAINING else decode_topology
     print(f'[compile] {config.study}: {name} for {place}', file=sys.stderr, flush=True)
-    program = build(config, name, place, gamma)
+    program = build(config, name, place, shape)
     rows[name] = report.row(program, ahead.run(program, place, keep), place)
     if all_fit and not rows[name]['fits']:
       break
   return dict(study=config.study, topology=topology, decode_topology=decode_topology,
               jax_version=jax.__version__, fits=all(found['fits'] for found in rows.values()),
               programs=list(rows.values()),
-              prediction=report.prediction(rows, gamma, config.evaluate.batch_size, alpha, tau))
+              prediction=report.prediction(rows, gamma if tree is None else shape.depth,
+                                           config.evaluate.batch_size, alpha, tau, tree))
 
 
 def sweep(kind: str) -> list[str]:
@@ -119,7 +123,7 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
   """What the command does, after its flags: documents of all slices, and the smallest that fits."""
   config = values.config
   checks.check(config)
-  names = values.programs or list(programs.NAMES)
+  names = values.programs or list(programs.names(config))
   for name in names:
     if name not in programs.NAMES:
       raise ValueError(f'--programs names {name!r}; there are {", ".join(programs.NAMES)}')
@@ -137,8 +141,8 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
     own = values.decode_topology or (None if values.topology else config.evaluate.topology)
     try:
       found = document(grown(config, topology) if values.grow else config, topology,
-                       own or topology, names, gamma=gamma, alpha=values.alpha, tau=values.tau,
-                       keep=keep, all_fit=values.sweep)
+                       own or topology, names, gamma=gamma, tree=values.tree, alpha=values.alpha,
+                       tau=values.tau, keep=keep, all_fit=values.sweep)
     except ValueError as error:
       if not values.sweep:
         raise
@@ -172,6 +176,8 @@ def _flags() -> flags.FlagValues:
                       flag_values=values)
   flags.DEFINE_integer('gamma', None, 'Drafted tokens; None: the largest of the config.',
                        flag_values=values)
+  flags.DEFINE_string('tree', None, "A tree instead, as eagle1 or 'dynamic k10 d6 n60'.",
+                      flag_values=values)
   flags.DEFINE_float('alpha', None, 'Acceptance rate of the prediction.', flag_values=values)
   flags.DEFINE_float('tau', None, 'Block efficiency of the prediction.', flag_values=values)
   flags.DEFINE_bool('sweep', False, 'Find the smallest slice that fits.', flag_values=values)

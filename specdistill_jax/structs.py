@@ -179,6 +179,8 @@ class Branches:
     ancestors_btt: bool, whether the second slot is the first one or an ancestor of it.
     laws_bt: int32, which of the proposal's laws a slot's children were drawn from; anything
       where it has none. None where the proposal has no laws.
+    draft_log_probs_bm: float32, what the draft thinks of each node after its parent. Nothing is
+      judged by it, so that a loop doesn't compute it: it is for who looks at trees. None: not told.
     depth: the deepest level.
     width: the most children that a node has.
   """
@@ -187,6 +189,7 @@ class Branches:
   depths_bt: jax.Array
   ancestors_btt: jax.Array
   laws_bt: jax.Array | None = None
+  draft_log_probs_bm: jax.Array | None = None
   depth: int = struct.field(pytree_node=False, default=1)
   width: int = struct.field(pytree_node=False, default=1)
 

@@ -1,8 +1,8 @@
 """Speculative samples of table models, and the laws that they should follow, enumerated.
 
-`PYTHONPATH=. python tests/laws.py [samples]` draws a million samples, or as many as said, for
-every lossless rule, draft mode, draft length and warp, and for every lossy rule, and prints the
-p-values, corrected for their number.
+`PYTHONPATH=. python tests/laws.py [samples [chains|trees]]` draws a million samples, or as many as
+said, for every lossless rule, draft mode, draft length and warp, for every lossy rule, and for
+every kind of tree, and prints the p-values, corrected for their number.
 """
 
 import dataclasses
@@ -203,10 +203,13 @@ def lossy_grid():
 
 
 def main():
+  import trees  # which knows this file
   num_samples = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-  grid = [*lossless_grid(), *lossy_grid()]
+  grids = dict(chains=(lossless_grid, lossy_grid), trees=(trees.grid,))
+  chosen = sys.argv[2:] or grids
   found = []
-  for name, case, rule, law in grid:
+  for name, case, rule, law in itertools.chain(*(make() for kind in chosen
+                                                 for make in grids[kind])):
     found.append(p_value(case, rule, law=law, num_samples=num_samples))
     print(f'{found[-1]:.4f}  {name}', flush=True)
   print(f'{len(found)} cases of {num_samples} samples each; the smallest p-value is '

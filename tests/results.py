@@ -53,7 +53,7 @@ def row(rng, hashed, *, objective, data_source, seed, alpha, temperature, gamma,
       study='imaginary', task='stdlib_docs', target='decoder 4x256', draft='decoder 1x96',
       objective=objective, data_source=data_source, seed=seed, temperature=temperature,
       gamma=gamma, rule='exact', epsilon=1.0, lossless=True, draft_sampling='sampled',
-      min_confidence=0.0, drafted_per_call=gamma, batch_size=1, num_prompts=PROMPTS,
+      min_confidence=0.0, tree='chain', drafted_per_call=gamma, batch_size=1, num_prompts=PROMPTS,
       max_new_tokens=NEW_TOKENS, target_parameters=3_500_000, draft_parameters=210_000,
       alpha=float(intervals.ratio(measures.alpha_counts(total))), block_efficiency=tau,
       speedup_measured=float(intervals.ratio_of_ratios(measures.speedup_counts(total))),
@@ -89,6 +89,18 @@ def lossy_study() -> list[dict]:
     line = row(rng, made[0]['config_hash'], alpha=way.pop('alpha'), **arm)
     made.append(dict(line, target_quality=50.0, quality_metric='accuracy',
                      lossless='epsilon' not in way, **way))
+  return made
+
+
+def tree_study() -> list[dict]:
+  """Beside `study`, a tree of 25 nodes on 5 levels by each draft; it keeps more."""
+  rng, made = np.random.default_rng(2), study(seeds=(0,))
+  for objective, data_source, alpha in (('none', None, 0.7), ('forward_kl', 'draft', 0.9)):
+    line = row(rng, made[0]['config_hash'], objective=objective, data_source=data_source, seed=0,
+               alpha=alpha, temperature=1.0, gamma=5)
+    counts = np.array(line['counts'])
+    counts[:, rows.COUNTS.index('drafted')] *= 5
+    made.append(dict(line, tree='eagle1', drafted_per_call=25.0, counts=counts.tolist()))
   return made
 
 

@@ -39,7 +39,8 @@ FENCES = {
     'orbax': ('specdistill_jax/checkpoints/store.py',),
     'torch': ('specdistill_jax/evaluation/peers.py',),
     'transformers': ('specdistill_jax/evaluation/peers.py',),
-    'matplotlib': ('specdistill_jax/evaluation/tradeoff.py',),
+    'matplotlib': ('specdistill_jax/evaluation/tradeoff.py',
+                   'specdistill_jax/evaluation/tree_picture.py'),
     'absl.flags': tuple(f'specdistill_jax/{name}.py' for name in ENTRY_POINTS),
 }
 

@@ -32,6 +32,9 @@ WRONG = [
     ('distill.rollout.top_k', 0, 'at least 1'),
     ('evaluate.gammas', (0, 3), 'at least 1'),
     ('evaluate.gammas', (2.5,), 'whole number'),
+    ('evaluate.trees', 'eagle1', 'a tuple'), ('evaluate.trees', ('eagle1',) * 2, 'repeated'),
+    ('evaluate.trees', ('eagle2',), "or as in 'dynamic k10 d6 n60'"),
+    ('evaluate.trees', ('dynamic k3 d2 n13',), 'draft only 12 tokens to choose from'),
     ('evaluate.temperatures', (-0.5,), 'at least 0'),
     ('evaluate.temperatures', (float('nan'),), 'at least 0'),
     ('evaluate.top_p', 0.0, 'above 0 and at most 1'),
@@ -104,6 +107,16 @@ def test_misspelt_field(section, name, meant):
   place(config, f'{section}.{name}'.lstrip('.'), 1)
   sentence = refused(config)
   assert name in sentence and f'did you mean {meant}' in sentence
+
+
+def test_a_tree_needs_tokens_and_a_rule():
+  config = common.study('x')
+  config.evaluate.trees = ('0 1 00', 'dynamic k9 d2 n9')
+  checks.check(config)
+  config.task.vocab_size = 8
+  assert "'dynamic k9 d2 n9', of up to 9 children a node" in refused(config)
+  config.task.vocab_size, config.evaluate.rules = 1000, (('block', 1.0),)
+  assert "add ('exact', 1.0)" in refused(config)
 
 
 def test_models_have_the_fields_of_their_family_and_one_family():

@@ -14,8 +14,10 @@ from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.costs import ahead
 from specdistill_jax.costs import chips
+from specdistill_jax.costs import needed
 from specdistill_jax.costs import programs
 from specdistill_jax.costs import report
+from specdistill_jax.decoding import tree_names
 from specdistill_jax.models import families
 from specdistill_jax.models import variants
 import test_configs
@@ -87,11 +89,33 @@ def test_predicted_speedup_is_that_of_the_reports():
 
 def test_arguments_are_counted_as_one_device_holds_them():
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  program = programs.decoding(config(), structs.Widths(8, 24), mesh, name='draft', gamma=2)
+  program = programs.decoding(config(), structs.Widths(8, 24), mesh, name='draft', shape=2)
   leaves = jax.tree.leaves(program.arguments[0])
   share = lambda shape: 2 if {256, 2, 128} & set(shape) else 1  # vocabulary, heads, MLP
   weights = sum(leaf.dtype.itemsize * leaf.size // share(leaf.shape) for leaf in leaves)
   assert ahead.arguments(program) == weights + 4 * 8 + 4, 'weights, a prompt and its length'
+
+
+def test_a_cycle_with_a_tree_needs_its_nodes():
+  """The target reads all of them; the draft is fed what is committed, and nodes with children."""
+  mesh, tokens = sharding.make_mesh(data=2, fsdp=2, tensor=2), config().evaluate.max_new_tokens
+  def flops(tree):
+    program = programs.decoding(config(), structs.Widths(8, 24), mesh, name='speculate',
+                                shape=tree_names.parse(tree))
+    return needed.flops(program.reference(), program.steps)
+  a_node = flops('0 1 2 00') - flops('0 1 00')
+  assert a_node > 0 and flops('0 1 2 00 01') - flops('0 1 00') == 2 * a_node
+  assert flops('0 1 00 10') - flops('0 1 00') > a_node, 'a node more is fed'
+  assert a_node % tokens == 0
+
+
+def test_what_a_tree_costs_is_not_predicted_from_an_acceptance_rate():
+  rows = {name: dict(iteration=dict(seconds=1.0)) for name in programs.DECODING}
+  assert report.prediction(rows, 5, 1, alpha=0.8, tree='eagle1')['predicted'] == []
+  found = report.prediction(rows, 5, 1, tau=3.0, tree='eagle1')
+  assert [p['block_efficiency'] for p in found['predicted']] == [3.0]
+  assert '| eagle1 |' in report.table([dict(study='x', decode_topology='y', programs=[],
+                                            prediction=found)])
 
 
 def rows_of(config_file, topology):

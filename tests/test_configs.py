@@ -51,13 +51,24 @@ def test_config_is_legal(path):
   assert module.__doc__ and len(module.__doc__) > 40, 'a config is a page of a lab book'
 
 
-@pytest.mark.parametrize('arg', ['standalone', 'eagle', 'fspad', 'fspad_no_sampling',
-                                 'fspad_no_alignment', 'eagle3'])
-def test_every_feature_draft_has_a_legal_study(arg):
-  config = load(CONFIGS / 'feature_drafts.py').get_config(arg)
+@pytest.mark.parametrize('name, arg', [
+    *(('feature_drafts', draft) for draft in ('eagle', 'fspad', 'fspad_no_sampling',
+                                              'fspad_no_alignment', 'eagle3')),
+    ('pod_feature_vicuna', '33b-eagle'), ('pod_feature_vicuna', '7b-eagle3'),
+    ('pod_feature_llama3', '8b-fspad'), ('pod_feature_llama3', '70b-eagle3')])
+def test_every_feature_draft_has_a_legal_study(name, arg):
+  config = load(CONFIGS / f'{name}.py').get_config(arg)
   config.lock()
   checks.check(config)
-  assert config.study.endswith(arg) and len(config.distill.seeds) == 3
+  assert config.study == f'{name}_{arg}'.replace('-', '_')
+
+
+def test_the_sweep_of_feature_drafts_is_a_study_each():
+  module = load(CONFIGS / 'feature_drafts.py')
+  for draft, cell in zip(module.DRAFTS, module.get_sweep(), strict=True):
+    config = module.get_config().lock()
+    config.update_from_flattened_dict(cell)
+    assert config.to_json() == module.get_config(draft).to_json()
 
 
 def test_there_are_configs():

@@ -10,11 +10,16 @@ import studies
 from specdistill_jax.checkpoints import store
 from specdistill_jax.data import shards
 from specdistill_jax.evaluation import rows
+from specdistill_jax.evaluation import tree_picture
 from specdistill_jax.models import families
 from specdistill_jax.stages import checks
 from specdistill_jax.stages import distill
 from specdistill_jax.stages import evaluate
 from specdistill_jax.stages import report
+from specdistill_jax.stages import tree_pictures
+
+
+TREE = 'dynamic k2 d2 n4'  # with room for the best path, whatever else is likely: 2 + 1
 
 
 def study():
@@ -122,7 +127,8 @@ def _written(path, content):
 
 @pytest.fixture(scope='module')
 def categories(workdir, tmp_path_factory):
-  """The same models on prompts of two categories, and one without any; the draft alone."""
+  """The same models on prompts of two categories, and one without any; the draft alone, with a
+  chain and a tree."""
   path = tmp_path_factory.mktemp('categories')
   for name in ('target', 'draft'):
     (path / name).symlink_to(workdir / name)
@@ -133,13 +139,48 @@ def categories(workdir, tmp_path_factory):
   shards.write(path / 'data', 'validation', held_out, metadata)
   config = study()
   config.distill, config.evaluate.num_prompts = None, 5
-  config.evaluate.update(draft_sampling=('sampled',), rules=(('exact', 1.0),))
+  config.evaluate.update(draft_sampling=('sampled',), rules=(('exact', 1.0),),
+                         trees=(TREE,))
+  checks.check(config)
   evaluate.run(config, path)
   return config, path
 
 
+def test_a_tree_has_lines_beside_the_chain(categories):
+  found = [row for row in rows.read(categories[1] / 'results.jsonl') if row['category'] is None]
+  chain, tree = found
+  assert (chain['tree'], tree['tree']) == ('chain', TREE)
+  assert (tree['gamma'], tree['drafted_per_call'], tree['draft_sampling']) == (2, 4.0, 'greedy')
+  assert 1.0 <= tree['block_efficiency'] <= 3.0 and tree['alpha'] == chain['alpha']
+  # Two levels hold the chain of the best tokens, and more.
+  assert tree['block_efficiency'] >= chain['block_efficiency']
+  assert tree['speedup_predicted'] == pytest.approx(
+      tree['block_efficiency'] / (2 * tree['cost_ratio'] + tree['verify_ratio']))
+  assert tree['mbsu'] == pytest.approx(tree['block_efficiency'] / (
+      2 * tree['draft_parameters'] / tree['target_parameters'] + 1))
+
+
+def test_the_report_shows_a_tree(categories):
+  config, path = categories
+  line, = rows.read(path / tree_pictures.FILE)
+  assert (line['tree'], len(line['picture']['parents'])) == (TREE, 4)
+  report.run(config, path)
+  text = (path / 'report.md').read_text()
+  assert '(tree_1.png)' in text and 'What do trees buy?' in text and f'tree {TREE}' in text
+  assert (path / 'tree_1.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_nodes_of_a_picture_have_places_of_their_own():
+  """Levels from left to right; what hangs together stays together."""
+  place = tree_picture.places([0, 0, 1, 1, 2, 3])
+  assert place[:, 0].tolist() == [0, 1, 1, 2, 2, 2, 3]
+  assert len(set(map(tuple, place.tolist()))) == 7
+  assert place[1, 1] > place[2, 1] and place[3, 1] > place[4, 1] > place[5, 1] == place[2, 1]
+  assert place[6, 1] == place[3, 1]
+
+
 def test_categories_have_lines_of_their_own_that_add_up(categories):
-  found = rows.read(categories[1] / 'results.jsonl')
+  found = [row for row in rows.read(categories[1] / 'results.jsonl') if row['tree'] == 'chain']
   assert [(row['category'], row['num_prompts']) for row in found[-1:]] == [(None, 5)]
   parts = {row['category']: row for row in found[:-1]}
   assert {name: row['num_prompts'] for name, row in parts.items()} == {'maths': 2, 'poems': 2}
@@ -160,7 +201,9 @@ def test_a_setting_with_categories_is_not_measured_again(categories, monkeypatch
   monkeypatch.setattr(evaluate.latency, 'measure', None)
   evaluate.run(config, path)
   report.run(config, path)
-  assert '| 0 | 2 | standard SD | ' in (path / 'report.md').read_text().partition('By cat')[2]
+  by_category = (path / 'report.md').read_text().partition('By cat')[2]
+  assert '| 0 | 2 | standard SD | exact | ' in by_category
+  assert f'| 0 | 2 | standard SD | exact, tree {TREE}, greedy drafts | ' in by_category
 
 
 def test_a_batch_of_several_prompts_counts_for_no_category():

@@ -188,18 +188,42 @@ def test_divergences_hold_for_feature_drafts_too(kind, name):
 
 
 @pytest.mark.parametrize('kind', ['fspad', 'eagle3'])
-def test_micro_batches_add_up_to_the_large_one(kind):
-  """By the number of supervised positions, and by that of all positions, however they fall."""
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  grads, totals = jax.jit(functools.partial(
-      step.gradients, FEATURE, first=0, mesh=mesh, dropout_key=None, accumulation=2))(
-          draft(kind).module, TARGET.module, BATCH)
+def test_micro_batches_chunks_of_the_head_and_devices_add_up_to_the_one_large_batch(kind):
+  """By the number of supervised positions, and by that of all positions, however they fall.
+
+  Micro-batches of two rows, one a device, heads over four positions at a time; heads, MLP and
+  vocabulary are split over two devices.
+  """
+  mesh = sharding.make_mesh(fsdp=2, tensor=2, data=1, devices=jax.devices()[:4])
+  place = lambda module: jax.device_put(module, sharding.parameter_shardings(module, mesh))
+  batch = jax.device_put(BATCH, sharding.batch_sharding(mesh))
+
+  @jax.jit
+  def gradients(student, teacher, batch):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return step.gradients(FEATURE, student, teacher, batch, first=0, mesh=mesh,
+                            dropout_key=None, accumulation=2, chunk=4)
+
+  grads, totals = jax.device_get(gradients(place(draft(kind).module), place(TARGET.module), batch))
   whole = jax.jit(functools.partial(step.losses, FEATURE))(
       draft(kind).module, TARGET.module, BATCH)
-  np.testing.assert_allclose(totals.loss, whole.loss, rtol=1e-5)
+  for name in ('loss', 'alpha', 'num_tokens', 'weight'):
+    np.testing.assert_allclose(getattr(totals, name), getattr(whole, name), rtol=1e-5)
   for name, grad in key_tables.by_path(grads).items():
     np.testing.assert_allclose(grad, gradient(kind)[name] / whole.weight, rtol=1e-4, atol=1e-5,
                                err_msg=name)
+
+
+def test_a_frozen_head_gets_no_gradient_in_chunks():
+  """Its gradient, as large as the head, would be summed up in every chunk for nothing."""
+  shape = TARGET.module.head_vd.shape
+  loss = lambda module: step.losses(FEATURE, module, TARGET.module, BATCH, chunk=4).loss
+  text = str(jax.make_jaxpr(jax.grad(loss))(draft('fspad').module))
+  makes = lambda text: text.count(f':f32[{shape[0]},{shape[1]}] = ')
+  assert makes(text) == 0
+  own = lambda module: step.losses(FEATURE, module, TARGET.module, BATCH, chunk=4).loss
+  found = str(jax.make_jaxpr(jax.grad(own))(draft('eagle3').module))
+  assert f':f32[{len(drafts.DRAFT_IDS)},16] = ' in found
 
 
 def test_smooth_l1_is_pytorchs():

@@ -43,6 +43,7 @@ def study(family, **train_settings):
   config.draft.train.steps = 0
   if family == 'eagle3':
     config.draft.model.update(draft_vocab_size=DRAFT_VOCAB, unrolled_steps=2)
+    config.evaluate.trees = ('dynamic k3 d2 n6',)
   config.distill.update(objective='feature', data_source='fixed', control=False, seeds=(0,))
   config.distill.train.update(dict(steps=60, eval_every=60, checkpoint_every=30, log_every=1,
                                    clip_norm=None, clip_value=0.5) | train_settings)
@@ -87,16 +88,20 @@ def test_a_study_from_end_to_end(target, tmp_path, family):
   assert training[-1]['alpha'] > training[1]['alpha'] + 0.05
   assert training[-1]['validation_alpha'] > training[0]['validation_alpha'] + 0.05
   evaluate.run(config, workdir)
-  untrained, trained = rows.read(workdir / 'results.jsonl')
+  untrained, trained, *along_trees = rows.read(workdir / 'results.jsonl')
   assert (untrained['objective'], trained['objective']) == ('none', 'feature')
   assert trained['alpha'] > untrained['alpha'] + 0.05
   assert trained['block_efficiency'] > untrained['block_efficiency']
   assert trained['draft'].startswith(f'{family} 1x16') and trained['cost_ratio'] > 0
   if family != 'eagle3':
+    assert not along_trees
     return
+  assert [row['tree'] for row in along_trees] == ['dynamic k3 d2 n6'] * 2
+  assert along_trees[1]['block_efficiency'] > trained['block_efficiency'] + 0.05
   report.run(config, workdir)
   written = (workdir / 'report.md').read_text()
   assert f'draft: {family} 1x16' in written and 'feature-level draft (fixed)' in written
+  assert 'tree_1.png' in written
 
 
 def test_an_interrupted_run_resumes_bit_for_bit(target, tmp_path):

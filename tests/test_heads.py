@@ -103,13 +103,11 @@ def test_training_s_steps_are_drafting_s(kind):
     see = lambda first, count: (jnp.arange(first, first + count)[None],
                                 jnp.arange(16)[None, None] <= jnp.arange(
                                     first, first + count)[None, :, None])
-    logits, carried, cache = bound.step(pairs_1t, carried_1td, *see(0, place + 1), cache)
-    # A head's logits are of the call's one step: those of the last place are asked for alone.
-    found, carried = [logits[:, -1]], carried[:, -1:]
+    read, carried, cache = bound.read(pairs_1t, carried_1td, *see(0, place + 1), cache)
+    found, carried = [bound.logits(read[:, -1:])[:, 0]], carried[:, -1:]
     for k, token in enumerate(drafted):
-      logits, carried, cache = bound.step(token[None, None], carried, *see(place + 1 + k, 1),
-                                          cache)
-      found.append(logits[:, 0])
+      read, carried, cache = bound.read(token[None, None], carried, *see(place + 1 + k, 1), cache)
+      found.append(bound.logits(read)[:, 0])
     return found
 
   inputs = draft(kind).module.inputs(dict(final_btd=jnp.asarray(h[row:row + 1], jnp.float32)))
@@ -143,8 +141,10 @@ def test_greedy_drafting_changes_no_token_and_figures_are_of_every_position(kind
   prompts = [[3, 4, 5], [6, 7]]
   options = dict(max_new_tokens=8, temperature=0.0, key=jax.random.key(0))
   expected = api.generate(target(), prompts, **options)
-  found = api.speculate(target(), draft(kind), prompts, gamma=4, **options)
-  np.testing.assert_array_equal(found.tokens, expected.tokens)
+  # A chain longer than the heads are many, and a tree.
+  for shape in (dict(gamma=4), dict(tree='0 1 00 01 10 000')):
+    found = api.speculate(target(), draft(kind), prompts, **shape, **options)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
   measured = jax.jit(laws.measure)(draft(kind).module, target().module, BATCH)
   assert measured.alpha.shape == (POSITIONS,)
 

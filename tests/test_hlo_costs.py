@@ -52,6 +52,16 @@ def test_a_loop_that_depends_on_data_counts_as_often_as_told():
     assert flops(operations) == traced == trips * PRODUCT
 
 
+def test_a_loop_inside_one_that_depends_on_data_counts_once():
+  """As the judging of a tree in the decoding loop: how far it goes is another matter."""
+  def loop(weight, x):
+    grow = lambda x: jax.lax.while_loop(lambda x: jnp.sum(x) < 3, lambda x: x @ weight, x)
+    return jax.lax.while_loop(lambda x: jnp.sum(x) < 10, lambda x: grow(x @ weight), x)
+  for trips in (0, 5):
+    operations, traced = counted(loop, (SIZE, SIZE), (SIZE, SIZE), unknown_trips=trips)
+    assert flops(operations) == traced == 2 * trips * PRODUCT
+
+
 def test_a_condition_counts_as_its_dearest_branch():
   def either(weight, x):
     return jax.lax.cond(jnp.sum(x) > 0, lambda: x @ weight @ weight, lambda: x @ weight)

@@ -106,6 +106,21 @@ def test_answers_of_a_failure_are_honest():
   assert 'a loss' in bought
 
 
+def test_trees_are_compared_with_the_fastest_chain():
+  """Their levels are what costs, not their nodes; methods are compared along chains."""
+  summaries = summary_lib.summarise(results.tree_study(), samples=50)
+  one = next(s for s in summaries if s.is_tree and s.is_distilled)
+  assert (one.drafted_per_call, one.gamma) == (25.0, 5)
+  assert one.speedup_predicted == pytest.approx(
+      one.block_efficiency / (5 * results.COST_RATIO + results.VERIFY_RATIO[5]))
+  assert not any(s.is_tree for s in summary_lib.headline(summaries))
+  bought, = [text for text in answers.write(summaries, samples=50) if 'What do trees buy' in text]
+  assert f'{DISTILLED}, exact, tree eagle1, at temperature 1: 25 nodes in 5 levels' in bought
+  assert 'the speed of its fastest chain, γ = ' in bought and 'standard SD' in bought
+  _, lines = report.table(summaries)
+  assert ('1', '5', DISTILLED, 'exact, tree eagle1') in [line[:4] for line in lines]
+
+
 def test_prediction_off_by_half_is_said():
   prediction = answers.write(summaries_of(slowdown=2.0), samples=50)[2]
   assert 'on average 50 %' in prediction

@@ -69,6 +69,20 @@ def test_ways_that_are_one_are_measured_once():
   assert len(ways.distinct(settings(min_confidences=(0.0, 0.4)), 1.0)) == 4
 
 
+def test_trees_stand_beside_chains():
+  """Dynamic ones hold the most probable tokens; rules that judge whole chains have none."""
+  asked = settings(gammas=(3,), rules=(('exact', 1.0), ('block', 1.0)), trees=(
+      'eagle1', 'dynamic k2 d2 n4'), draft_sampling=('sampled', 'greedy'), min_confidences=(0.4,))
+  warm = [(w.rule, w.draft_sampling, w.gamma, w.tree) for w in ways.distinct(asked, 1.0)]
+  assert warm == [
+      ('exact', 'sampled', 3, 'chain'), ('exact', 'greedy', 3, 'chain'),
+      ('exact', 'sampled', 5, 'eagle1'), ('exact', 'greedy', 2, 'dynamic k2 d2 n4'),
+      ('exact', 'greedy', 5, 'eagle1'),
+      ('block', 'sampled', 3, 'chain'), ('block', 'greedy', 3, 'chain')]
+  assert [w.tree for w in ways.distinct(asked, 0.0)] == ['chain', 'eagle1', 'dynamic k2 d2 n4']
+  assert {w.min_confidence for w in ways.distinct(asked, 0.0) if w.tree != 'chain'} == {0.0}
+
+
 @pytest.fixture(scope='module')
 def summaries():
   return summary_lib.summarise(results.lossy_study(), samples=50)

@@ -10,6 +10,7 @@ import pytest
 
 from specdistill_jax.decoding import engine
 from specdistill_jax.decoding import tree as tree_lib
+from specdistill_jax.decoding import tree_names
 from specdistill_jax.drafters import tree as drafter_lib
 import laws
 import tables
@@ -46,7 +47,18 @@ def test_a_chain_is_the_tree_of_width_one():
   assert hash(tree) == hash(tree_lib.chain(3)) and tree == tree_lib.chain(3)
 
 
+def test_trees_have_names():
+  assert tree_names.parse('eagle1') == tree_lib.EAGLE1
+  assert tree_names.parse('0 1 00') == tree_lib.Tree(((0,), (1,), (0, 0)))
+  assert tree_names.parse('dynamic k10 d6 n60') == tree_lib.Dynamic()
+  assert tree_names.parse('0 1 2 00').width == 3 and tree_names.parse('dynamic k9 d2 n4').width == 4
+
+
 @pytest.mark.parametrize('make, message', [
+    (lambda: tree_names.parse('eagle2'), "tree is 'eagle2'; it must be 'eagle1', the ranks along"),
+    (lambda: tree_names.parse('dynamic k2 d2 n9'), 'draft only 6 tokens'),
+    (lambda: tree_names.parse('0 00 01 10'), r'\(1, 0\) has no parent'),
+    (lambda: tree_lib.best_children(jnp.zeros((1, 1, 3)), 4), 'gives a node 4 children'),
     (lambda: tree_lib.Tree(()), 'a tree has no paths'),
     (lambda: tree_lib.Tree(((0,), ())), r'tree path \(\) must hold one rank'),
     (lambda: tree_lib.Tree(((0,), (-1,))), r'tree path \(-1,\) must hold one rank, 0 or more'),
@@ -114,6 +126,8 @@ def test_the_dynamic_tree_is_the_papers(tree, draft):
     for ranks, tokens in found.items():
       best_first = np.argsort(-after(tokens[:-1]), kind='stable')
       assert best_first[ranks[-1]] == tokens[-1]
+    thought = [after(tokens[:-1])[tokens[-1]] for tokens in found.values()]
+    np.testing.assert_allclose(proposal.branches.draft_log_probs_bm[row], thought, atol=1e-5)
 
 
 def test_the_dynamic_tree_drops_what_the_draft_doubts():

@@ -1,6 +1,6 @@
 """Trees in the decoding loop: greedy equality, rows, counts, caches, chains."""
 
-import dataclasses
+import functools
 
 from flax import struct
 import jax
@@ -11,19 +11,25 @@ import pytest
 import models
 import tables
 import trees
+from specdistill_jax import api
 from specdistill_jax.decoding import engine
 from specdistill_jax.decoding import rules
 from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.decoding import tree as tree_lib
 from specdistill_jax.drafters import lm
 from specdistill_jax.drafters import tree as drafter_lib
+from specdistill_jax.evaluation import drafted
+from specdistill_jax.evaluation import step_costs
 from specdistill_jax.models import decoder as decoder_lib
 
 GREEDY, PLAIN = sampling_lib.Sampling(0.0), sampling_lib.Sampling(1.0)
 NEW = 20
 VOCAB = 7
-SHAPES = {'eagle1': tree_lib.EAGLE1, 'dynamic': tree_lib.Dynamic(3, 3, 8)}
-ALL_SHAPES = SHAPES | {'bushy': trees.BUSHY}
+ROWS = 512
+# The dynamic tree has room for the draft's best path, whatever else it is sure of: 3 + 9 + 1.
+SHAPES = {'eagle1': tree_lib.EAGLE1, 'dynamic': tree_lib.Dynamic(3, 3, 13),
+          'bushy': trees.BUSHY, 'shuffled': trees.SHUFFLED}
+BOTH_KINDS = ('eagle1', 'dynamic')
 
 
 def prompts(count, vocab, longest=8, seed=0):
@@ -59,12 +65,16 @@ TABLE = tables.random_table(0, VOCAB)
 NEAR = trees.TableDraft(TABLE.logits_vvv + 0.7 * tables.random_table(5, VOCAB).logits_vvv)
 
 
-@pytest.mark.parametrize('shape', SHAPES)
+@functools.cache
+def greedy(shape):
+  return speculate(TABLE, drafter_lib.TreeDrafter(NEAR, SHAPES[shape]), *prompts(ROWS, VOCAB))
+
+
+@pytest.mark.parametrize('shape', BOTH_KINDS)
 def test_greedy_decoding_along_trees_is_the_targets_own(shape):
   """Token for token, with a draft that reads features, over 512 ragged prompts."""
-  inputs = prompts(512, VOCAB)
-  found = speculate(TABLE, drafter_lib.TreeDrafter(NEAR, SHAPES[shape]), *inputs)
-  assert_same(found, alone(TABLE, *inputs))
+  found = greedy(shape)
+  assert_same(found, alone(TABLE, *prompts(ROWS, VOCAB)))
   assert found.lengths.sum() > 1.5 * found.stats.target_calls_b.sum(), 'the draft is too weak'
 
 
@@ -73,49 +83,45 @@ def decoder(seed=0, **fields):
 
 
 # The windows of Gemma and the distances of T5 are shorter than the tree is deep or wide.
-NETWORKS = {'llama': decoder(), 'gemma': decoder(**models.FAMILIES['gemma']),
-            'gpt': decoder(**models.FAMILIES['gpt']), 't5': models.tiny_t5(0, scale=2.5)}
+NETWORKS = {'llama': decoder, 'gemma': lambda: decoder(**models.FAMILIES['gemma']),
+            'gpt': lambda: decoder(**models.FAMILIES['gpt']),
+            't5': lambda: models.tiny_t5(0, scale=2.5)}
 
 
-@pytest.mark.parametrize('network, shape, batch', [
-    ('llama', 'bushy', 8), ('llama', 'dynamic', 1), ('gemma', 'dynamic', 8), ('gpt', 'bushy', 1),
-    ('t5', 'bushy', 8)])
-def test_greedy_decoding_of_networks_along_trees_is_their_own(network, shape, batch):
+@pytest.mark.parametrize('network, tree, batch', [
+    ('llama', 'dynamic k3 d3 n8', 1), ('gemma', 'dynamic k3 d3 n8', 8),
+    ('gpt', '0 1 2 00 01 10 000', 1), ('t5', '0 1 2 00 01 10 000', 8)])
+def test_greedy_decoding_of_networks_along_trees_is_their_own(network, tree, batch):
   """Caches, positions and masks of real attention; the draft is a language model."""
-  model = NETWORKS[network]
-  target = model.module.unstacked()
-  draft = drafter_lib.LanguageModel(models.perturbed(model, 0.1).module.unstacked())
-  drafter = drafter_lib.TreeDrafter(draft, ALL_SHAPES[shape])
-  inputs = prompts(256, models.VOCAB)
-  expected = alone(target, *inputs)
+  target = NETWORKS[network]()
+  draft = models.perturbed(target, 0.1)
+  rows = [row[:length].tolist() for row, length in zip(*prompts(256, models.VOCAB))]
+  common = dict(max_new_tokens=NEW, temperature=0.0, key=jax.random.key(0), prompt_width=8)
+  expected = api.generate(target, rows, **common)
   emitted = calls = 0
   for start in range(0, min(256, 64 * batch), batch):
-    rows = slice(start, start + batch)
-    found = speculate(target, drafter, *(array[rows] for array in inputs))
-    assert_same(found, expected, rows)
+    chosen = slice(start, start + batch)
+    found = api.speculate(target, draft, rows[chosen], tree=tree, **common)
+    assert_same(found, expected, chosen)
     emitted, calls = emitted + found.lengths.sum(), calls + found.stats.target_calls_b.sum()
   assert emitted > 1.3 * calls, 'the draft is too weak for this test'
 
 
-@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('shape', BOTH_KINDS)
 def test_a_draft_that_knows_the_target_is_followed_to_the_deepest_level(shape):
   """Any slip in the draft's cache, masks, positions or features would cost acceptance."""
-  tree = SHAPES[shape]
-  if shape == 'dynamic':  # where the sure path is surely kept
-    tree = dataclasses.replace(tree, num_nodes=21)
-  drafter = drafter_lib.TreeDrafter(trees.TableDraft(TABLE.logits_vvv), tree)
-  out = speculate(TABLE, drafter, *prompts(64, VOCAB))
-  first_cycles = (prompts(64, VOCAB)[1] == 1).sum()  # no pair to draft from yet
+  drafter = drafter_lib.TreeDrafter(trees.TableDraft(TABLE.logits_vvv), SHAPES[shape])
+  out = speculate(TABLE, drafter, *prompts(ROWS, VOCAB))
+  first_cycles = (prompts(ROWS, VOCAB)[1] == 1).sum()  # no pair to draft from yet
   reached, accepted = out.stats.reached_bg.sum(0), out.stats.accepted_bg.sum(0)
   assert np.all(reached - accepted <= first_cycles) and accepted[-1] > 50
 
 
 def test_a_token_of_a_tree_is_counted_once_reached():
   """Counts by level: accepted is a prefix, and calls emit what they accept and one token."""
-  drafter = drafter_lib.TreeDrafter(NEAR, SHAPES['dynamic'])
-  stats = speculate(TABLE, drafter, *prompts(64, VOCAB)).stats
-  assert stats.reached_bg.shape == (64, 3)
-  np.testing.assert_array_equal(stats.drafted_b, 8 * stats.target_calls_b)
+  stats = greedy('dynamic').stats
+  assert stats.reached_bg.shape == (ROWS, 3)
+  np.testing.assert_array_equal(stats.drafted_b, 13 * stats.target_calls_b)
   np.testing.assert_array_equal(stats.reached_bg[:, 0] <= stats.target_calls_b, True)
   assert np.all(stats.accepted_bg <= stats.reached_bg)
   assert np.all(stats.reached_bg[:, 1:] <= stats.accepted_bg[:, :-1])
@@ -124,7 +130,7 @@ def test_a_token_of_a_tree_is_counted_once_reached():
 
 
 @pytest.mark.parametrize('drafter', [
-    drafter_lib.TreeDrafter(NEAR, tree_lib.EAGLE1, PLAIN),
+    drafter_lib.TreeDrafter(NEAR, trees.BUSHY, PLAIN),
     drafter_lib.TreeDrafter(NEAR, SHAPES['dynamic'])], ids=['drawn', 'dynamic'])
 def test_a_row_depends_neither_on_its_neighbours_nor_on_their_number(drafter):
   prompts_bt, lengths_b = prompts(6, VOCAB)
@@ -142,9 +148,7 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_their_number(drafter):
 
 
 def test_where_siblings_are_stored_changes_no_greedy_token():
-  inputs = prompts(64, VOCAB)
-  one, other = (speculate(TABLE, drafter_lib.TreeDrafter(NEAR, tree), *inputs)
-                for tree in (trees.BUSHY, trees.SHUFFLED))
+  one, other = greedy('bushy'), greedy('shuffled')
   assert_same(one, other)
   for name in ('target_calls_b', 'reached_bg', 'accepted_bg'):
     np.testing.assert_array_equal(getattr(one.stats, name), getattr(other.stats, name))
@@ -173,10 +177,8 @@ class AsTree:
 
 def test_a_chain_proposed_as_a_tree_decodes_the_same():
   """Same keys, same tokens, same counts: tree attention, judging and compaction are the chain's."""
-  model = NETWORKS['llama']
-  drafter = lm.LMDrafter(models.perturbed(model, 0.1).module.unstacked(), 3, PLAIN)
-  inputs = (model.module.unstacked(), prompts(32, models.VOCAB))
-  one, other = (speculate(inputs[0], drafter, *inputs[1], rule=rules.Exact(), sampling=PLAIN)
+  drafter = lm.LMDrafter(tables.TableModel(NEAR.logits_vvv), 3, PLAIN)
+  one, other = (speculate(TABLE, drafter, *prompts(64, VOCAB), rule=rules.Exact(), sampling=PLAIN)
                 for drafter in (drafter, AsTree(drafter)))
   assert_same(one, other)
   for name in ('drafted_b', 'target_calls_b', 'reached_bg', 'accepted_bg'):
@@ -192,9 +194,27 @@ def test_block_verification_takes_chains_and_refuses_trees():
     speculate(TABLE, drafter_lib.TreeDrafter(NEAR, trees.BUSHY, PLAIN), *inputs, **how)
 
 
+def test_a_tree_that_is_looked_at_is_one_of_the_loops():
+  """What it says was kept is in the text that the loop decodes, as sure as the draft was."""
+  setting = step_costs.Setting(drafter_lib.TreeDrafter(NEAR, trees.BUSHY), rules.Greedy())
+  (prompts_bt, lengths_b), text = prompts(ROWS, VOCAB), greedy('bushy')
+  seen = drafted.look(TABLE, setting, prompts_bt, lengths_b, jax.random.key(1), sampling=GREEDY,
+                      max_new_tokens=NEW)
+  assert seen.parents == trees.BUSHY.parents_m.tolist() and len(seen.kept) > 2
+  told = [*(seen.words[slot] for slot in seen.kept), seen.next_word]
+  row = [*prompts_bt[0, :lengths_b[0]], *text.tokens[0, :text.lengths[0]]]
+  assert ' '.join(told) in ' '.join(map(str, row))
+  law = jax.nn.softmax(NEAR.logits_vvv)
+  for node, parent in enumerate(seen.parents, start=1):
+    assert parent < node
+    if parent:
+      context = seen.words[seen.parents[parent - 1]], seen.words[parent], seen.words[node]
+      assert seen.probabilities[node - 1] == pytest.approx(law[tuple(map(int, context))], rel=1e-5)
+
+
 def test_the_loop_neither_talks_to_the_host_nor_copies_its_caches():
   """One program, and temporaries well below a second copy of the caches."""
-  config = models.config(vocab_size=512, num_layers=4, width=128, num_kv_heads=4, head_dim=32)
+  config = models.config(vocab_size=512, width=128, num_kv_heads=4, head_dim=32)
   module = jax.eval_shape(lambda: decoder_lib.init(config, jax.random.key(0)).unstacked())
   drafter = drafter_lib.TreeDrafter(drafter_lib.LanguageModel(module), SHAPES['dynamic'])
   for batch in (1, 4):

@@ -1,5 +1,7 @@
 """Judging trees: a chain is a tree, order of storage is nothing, one-hot laws need no laws."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,9 +33,14 @@ def random_laws(key, *shape):
   return jax.nn.log_softmax(1.5 * jax.random.normal(key, (ROWS, *shape, VOCAB)))
 
 
-def drafted(tree, with_laws, seed=0):
+@functools.cache
+def drafted(tree, with_laws):
   """Target laws after every slot, a proposal, keys. Siblings are drawn, or most probable."""
-  keys = jax.random.split(jax.random.key(seed), 4)
+  return jax.jit(_drafted, static_argnums=(0, 1))(tree, with_laws)
+
+
+def _drafted(tree, with_laws):
+  keys = jax.random.split(jax.random.key(0), 4)
   draft_bev = random_laws(keys[0], sum(map(len, tree.expanded)))
   branches = tree.branches(ROWS, with_laws=True)
   num = branches.width
@@ -43,7 +50,7 @@ def drafted(tree, with_laws, seed=0):
   else:
     tokens = jax.lax.top_k(flat, num)[1]
   tokens_bec = tokens.reshape(ROWS, -1, num)
-  tokens_bm = tokens_bec[:, branches.laws_bt[0][tree.parents_m], tree.ranks_m]
+  tokens_bm = tokens_bec[:, branches.laws_bt[0, tree.parents_m], tree.ranks_m]
   proposal = structs.Proposal(tokens_bm, draft_bev if with_laws else None, None,
                               branches=tree.branches(ROWS, with_laws))
   return (random_laws(keys[2], tree.num_nodes + 1), proposal,
@@ -65,45 +72,47 @@ def test_a_chain_judged_as_a_tree_keeps_and_emits_the_same(rule):
   assert 0.1 < found.num_accepted_b.mean() < 2.9
 
 
+def after_elders(rule, tree, target_btv, tokens_bm):
+  """The target's law where each node is judged: where a rule corrects, without elder siblings."""
+  law_bmv = target_btv[:, tree.parents_m]
+  if rule.corrects:
+    row_b = np.arange(len(tokens_bm))
+    for node, path in enumerate(tree.paths):
+      for elder in range(path[-1]):
+        token_b = tokens_bm[:, tree.paths.index((*path[:-1], elder))]
+        law_bmv[row_b, node, token_b] = 0.0
+    law_bmv /= law_bmv.sum(axis=-1, keepdims=True)
+  return law_bmv
+
+
 @pytest.mark.parametrize('rule', [rule for rule in RULES if
                                   not getattr(rule, 'lenient_residual', False)], ids=str)
 def test_fixed_siblings_are_siblings_drawn_from_one_hot_laws(rule):
-  """The short cut through scalars against recursive rejection, draw for draw.
-
-  A one-hot law for each child takes a tree whose nodes have one child, so the recursion is spelt
-  out here in NumPy, on float64.
-  """
+  """The short cut through scalars against recursive rejection in float64, draw for draw."""
   tree = trees.BUSHY
   target_btv, proposal, key_b = drafted(tree, with_laws=False)
   found, path_bt, _ = judge(rule, target_btv, proposal, key_b)
   accept_key_b, _ = sampling_lib.split_rows(key_b, 2)
-  uniform = np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (tree.num_nodes,)))(
-      accept_key_b), np.float64)
-  target, tokens = np.exp(np.asarray(target_btv, np.float64)), np.asarray(proposal.tokens_bg)
-  slot_of = {(): 0} | {path: node + 1 for node, path in enumerate(tree.paths)}
-  for row in range(400):
-    ranks, expected = (), [0]
-    p = target[row, 0]
-    while True:
-      rank, went_on = 0, False
-      while (*ranks, rank) in slot_of:
-        slot = slot_of[(*ranks, rank)]
-        token = tokens[row, slot - 1]
-        with np.errstate(divide='ignore'):
-          kept = bool(rule.kept(jnp.log(p), jnp.log(p[token]), 0.0, uniform[row, slot - 1]))
-        if kept:
-          ranks, p, went_on = (*ranks, rank), target[row, slot], True
-          expected.append(slot)
-          break
-        if rule.corrects:
-          p = np.where(np.arange(VOCAB) == token, 0.0, p)
-          p = p / p.sum()
-        rank += 1
-      if not went_on:
-        break
+  uniform_bm = jax.vmap(lambda key: jax.random.uniform(key, (tree.num_nodes,)))(accept_key_b)
+  target_btv, tokens_bm = np.exp(np.asarray(target_btv, np.float64)), np.asarray(proposal.tokens_bg)
+  law_bmv = after_elders(rule, tree, target_btv, tokens_bm)
+  own_bm = np.take_along_axis(law_bmv, tokens_bm[..., None], axis=-1)[..., 0]
+  with np.errstate(divide='ignore'):
+    kept_bm = np.asarray(rule.kept(np.log(law_bmv).astype(np.float32),
+                                   np.log(own_bm).astype(np.float32), 0.0, uniform_bm))
+  found, path_bt = jax.device_get((found, path_bt))
+  for row in range(ROWS):
+    expected, ranks, open_ = [0], (), True
+    while open_:
+      children = [node for node, path in enumerate(tree.paths) if path[:-1] == ranks]
+      chosen = next((node for node in children if kept_bm[row, node]), None)
+      open_ = chosen is not None
+      if open_:
+        ranks, expected = tree.paths[chosen], [*expected, chosen + 1]
     assert path_bt[row, :len(expected)].tolist() == expected
     assert found.num_accepted_b[row] == len(expected) - 1
-    assert p[found.next_token_b[row]] > 0
+    refused = tokens_bm[row, children] if rule.corrects else ()
+    assert found.next_token_b[row] not in refused
 
 
 @pytest.mark.parametrize('rule', [rules.Greedy(), lossy_rules.Threshold('top_k', 0.5, greedy=True)],

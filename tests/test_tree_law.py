@@ -1,8 +1,10 @@
 """Tokens accepted along trees follow the law that their rule states: enumerated, then chi-square.
 
-As in `test_law.py`: 200,000 jitted samples a case, p-values corrected for their number.
-`python tests/trees.py` runs more cases, on a million samples each.
+As in `test_law.py`, on fewer jitted samples: p-values corrected for their number.
+`python tests/laws.py` runs more cases, on a million samples each.
 """
+
+import os
 
 from flax import struct
 import pytest
@@ -12,9 +14,9 @@ from specdistill_jax.decoding import rules
 import tables
 import trees
 
-LOSSLESS = ('drawn_shuffled', 'drawn_top_k', 'drawn_one_token_prompt', 'fixed_top_p',
-            'dynamic_warped', 'language_model')
-LOSSY = ('linear_fixed', 'linear_drawn', 'typical_drawn', 'typical_dynamic')
+NUM_SAMPLES = int(os.environ.get('LAW_SAMPLES', 60_000))
+LOSSLESS = ('drawn_shuffled', 'fixed_top_p', 'dynamic_warped', 'language_model')
+LOSSY = ('linear_fixed', 'linear_drawn', 'typical_dynamic')
 
 
 @pytest.fixture(scope='module')
@@ -23,10 +25,11 @@ def p_values():
   found, exact = {}, {}
   for name in LOSSLESS:
     case = trees.LOSSLESS_CASES[name]
-    found[name] = laws.p_value(case, rules.Exact())
+    found[name] = laws.p_value(case, rules.Exact(), num_samples=NUM_SAMPLES)
   for name in LOSSY:
     rule, epsilon, case = trees.LOSSY_CASES[name]
-    out = laws.sample(case, rules.for_sampling(rule, epsilon, case.sampling))
+    out = laws.sample(case, rules.for_sampling(rule, epsilon, case.sampling),
+                      num_samples=NUM_SAMPLES)
     fit = lambda law: tables.chi_square_p_value(law, out.tokens, out.lengths, laws.DEPTH)
     found[name] = fit(trees.tree_cycle_law(case, trees.judge_of(rule, epsilon)))
     exact[name] = fit(laws.target_law(case))
@@ -55,7 +58,6 @@ def test_the_oracle_itself_finds_exact_judging_lossless(name):
     assert abs(found[sequence] - probability) < 1e-9
 
 
-
 @struct.dataclass
 class Misstating:
   """A drafter whose siblings were drawn from another law than it says."""
@@ -77,4 +79,4 @@ class Misstating:
 def test_the_law_test_catches_a_misstated_draft_law():
   case = trees.LOSSLESS_CASES['drawn_top_k']
   drafter = Misstating(case.drafter, case.drafter.gamma, case.drafter.num_nodes)
-  assert laws.p_value(case, rules.Exact(), drafter=drafter) < 1e-12
+  assert laws.p_value(case, rules.Exact(), drafter=drafter, num_samples=NUM_SAMPLES) < 1e-12

@@ -53,7 +53,7 @@ def table(config: feature_config.FeatureConfig, layer: str | None = None) -> key
   if config.family == 'eagle3':
     layer = layer or 'midlayer.'
     entries = (
-        Entry('fc.weight', 'fusion_dw', 'd e'), *_layer(layer),
+        Entry('fc.weight', 'fusion_dw', 'd w'), *_layer(layer),
         Entry(layer + 'input_layernorm.weight', 'embedding_norm/scale_d', 'd'),
         Entry(layer + 'hidden_norm.weight', 'carried_norm/scale_d', 'd'),
         Entry('norm.weight', 'final_norm/scale_d', 'd'),
@@ -69,7 +69,7 @@ def table(config: feature_config.FeatureConfig, layer: str | None = None) -> key
         Entry('fc.mlp.up_proj.weight', 'sampling/up_fd', 'f d'),
         Entry('fc.mlp.down_proj.weight', 'sampling/down_df', 'd f'))
   bias = (Entry(fusion + 'bias', 'fusion_bias_d', 'd'),) * config.fusion_bias
-  entries = (Entry(fusion + 'weight', 'fusion_dw', 'd e'), *bias, *sampling, *_layer('layers.0.'))
+  entries = (Entry(fusion + 'weight', 'fusion_dw', 'd w'), *bias, *sampling, *_layer('layers.0.'))
   return key_tables.Table(entries, prefixes=('',), anchor=fusion + 'weight',
                           ignored=(*_SHARED, r'^lm_head\.weight$'))
 

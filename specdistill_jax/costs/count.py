@@ -51,7 +51,10 @@ class Operation:
 
 
 def operations(module: hlo.Module, unknown_trips: float) -> list[Operation]:
-  """Everything that runs; loops whose end depends on data run `unknown_trips` times."""
+  """Everything that runs; loops whose end depends on data run `unknown_trips` times.
+
+  Within such a loop another one counts once: how far it goes is not what the outer one decides.
+  """
   return list(_walk(module, module.computations[module.entry], 1.0, unknown_trips))
 
 
@@ -64,7 +67,10 @@ def _walk(module, computation, times, unknown_trips, joined=frozenset()) -> Iter
     if opcode == 'while':
       trips = hlo.trip_count(module, computation, instruction)
       body = module.computations[instruction.called('body')[0]]
-      yield from walk(body, times * (unknown_trips if trips is None else trips))
+      if trips is None:
+        yield from walk(body, times * unknown_trips, unknown_trips=min(unknown_trips, 1))
+      else:
+        yield from walk(body, times * trips)
     elif opcode == 'conditional':
       names = (instruction.called('branch_computations')
                or instruction.called('true_computation') + instruction.called('false_computation'))

@@ -16,7 +16,7 @@ def flops(jaxpr: Any, unknown_trips: float) -> float:
 
   Args:
     jaxpr: as of `jax.make_jaxpr`.
-    unknown_trips: turns of loops whose end depends on data.
+    unknown_trips: turns of loops whose end depends on data; within one, others turn once.
   """
   total = 0.0
   for equation in _used(getattr(jaxpr, 'jaxpr', jaxpr)):
@@ -28,7 +28,7 @@ def flops(jaxpr: Any, unknown_trips: float) -> float:
     elif name == 'scan':
       total += params['length'] * flops(params['jaxpr'], unknown_trips)
     elif name == 'while':
-      total += unknown_trips * flops(params['body_jaxpr'], unknown_trips)
+      total += unknown_trips * flops(params['body_jaxpr'], min(unknown_trips, 1))
     elif name == 'cond' and (platforms := params.get('branches_platforms')):
       total += flops(params['branches'][platforms.index(None)], unknown_trips)
     elif name == 'cond':

@@ -1,7 +1,8 @@
 """The programs of a study as the compiler gets them: abstract arrays with their layout, no weights.
 
 `train` is the update on stored rows, `on_policy` the update with its rollout inside; `generate`
-decodes the target alone, `draft` the draft alone, `speculate` the chain of both.
+decodes the target alone, `draft` the draft alone, `speculate` both with a chain or a tree. A
+feature-level draft is never trained on its own text; `draft` feeds it its own outputs.
 """
 
 from collections.abc import Callable
@@ -15,15 +16,18 @@ import ml_collections
 
 from specdistill_jax import sharding
 from specdistill_jax import structs
+from specdistill_jax.costs import alone
 from specdistill_jax.decoding import autoregressive
 from specdistill_jax.decoding import chain
 from specdistill_jax.decoding import engine
 from specdistill_jax.decoding import rules
 from specdistill_jax.decoding import sampling as sampling_lib
-from specdistill_jax.drafters import lm
+from specdistill_jax.decoding import tree as tree_lib
+from specdistill_jax.drafters import built as built_lib
+from specdistill_jax.drafters import families
+from specdistill_jax.drafters import feature
 from specdistill_jax.losses import objectives
 from specdistill_jax.losses import specs
-from specdistill_jax.models import families
 from specdistill_jax.training import rollouts
 from specdistill_jax.training import state as state_lib
 from specdistill_jax.training import step as step_lib
@@ -60,6 +64,13 @@ class Program:
       return self.function.lower(*self.arguments)
 
 
+def names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """The programs of a study."""
+  if not families.is_feature_draft(config.draft.model):
+    return NAMES
+  return tuple(name for name in NAMES if name != 'on_policy')
+
+
 def _laid_out(tree: Any, shardings: Any) -> Any:
   return jax.tree.map(lambda leaf, layout: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=layout), tree, shardings)
@@ -74,7 +85,8 @@ def _key(mesh: Mesh) -> Any:
 
 
 def _model_config(config: ml_collections.ConfigDict, which: str, **changed: Any) -> Any:
-  return families.config(config[which].model, vocab_size=config.task.vocab_size, **changed)
+  target = None if which == 'target' else _model_config(config, 'target')
+  return families.config(config[which].model, target, vocab_size=config.task.vocab_size, **changed)
 
 
 def module(config: ml_collections.ConfigDict, which: str, mesh: Mesh, *, layout: str, dtype: str,
@@ -83,7 +95,7 @@ def module(config: ml_collections.ConfigDict, which: str, mesh: Mesh, *, layout:
   def init():
     built = sharding.matrices_in(
         families.init(_model_config(config, which), jax.random.key(0)), dtype)
-    return built.unstacked() if unstacked else built
+    return built.unstacked() if unstacked and hasattr(built, 'unstacked') else built
   abstract = jax.eval_shape(init)
   return _laid_out(abstract, sharding.parameter_shardings(abstract, mesh, layout))
 
@@ -107,6 +119,9 @@ def training(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
           distill.temperature, config.evaluate and config.evaluate.temperatures))
   rollout = None
   if on_policy:
+    if families.is_feature_draft(config.draft.model):
+      raise ValueError(f'there is no program on_policy: {config.draft.model.family!r} learns on '
+                       'given text alone')
     new_tokens = distill.rollout.max_new_tokens
     widths = structs.Widths(widths.prompt, new_tokens)
     rollout = rollouts.Rollout(
@@ -137,8 +152,11 @@ def training(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
 
 
 def decoding(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Mesh, *,
-             name: str, gamma: int) -> Program:
-  """Prompts in, tokens out: prefill and the whole loop, in one program."""
+             name: str, shape: int | tree_lib.Tree | tree_lib.Dynamic) -> Program:
+  """Prompts in, tokens out: prefill and the whole loop, in one program.
+
+  `shape` is what `speculate` drafts: the length of a chain, or a tree.
+  """
   settings = config.evaluate
   sampling = sampling_lib.Sampling(max(settings.temperatures), settings.top_k, settings.top_p)
   rule = rules.for_sampling(*settings.rules[0], sampling)
@@ -152,8 +170,12 @@ def decoding(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
                                     max_new_tokens=new_tokens)
     return engine.generation(state, max_new_tokens=new_tokens)
 
+  def draft_features(ends, draft, *inputs):
+    return generate(alone.Alone(feature.Bound(draft, ends)), *inputs)
+
   def speculate(target, draft, prompts_bt, lengths_b, key):
-    drafter = lm.LMDrafter(draft, gamma=gamma, sampling=sampling)
+    drafter = built_lib.drafter(draft, target, shape, sampling)
+    target = built_lib.target(target, draft)
     state = chain.prefill(target, drafter, prompts_bt, lengths_b, key,
                           max_new_tokens=new_tokens)
     state = chain.decode(target, drafter, state, rule=rule, sampling=sampling)
@@ -165,7 +187,11 @@ def decoding(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
   prompts = _everywhere((jax.ShapeDtypeStruct((rows, widths.prompt), jnp.int32),
                          jax.ShapeDtypeStruct((rows,), jnp.int32)), layout)
   models = dict(generate=('target',), draft=('draft',), speculate=('target', 'draft'))[name]
-  function = jax.jit(speculate if name == 'speculate' else generate)
-  arguments = (*[weights(which) for which in models], *prompts, _key(mesh))
+  read, function = [weights(which) for which in models], generate
+  if name == 'speculate':
+    function = speculate
+  elif name == 'draft' and built_lib.reads_features(read[0]):
+    read, function = [weights('target').without_layers(), *read], draft_features
+  function, arguments = jax.jit(function), (*read, *prompts, _key(mesh))
   return Program(name=name, function=function, arguments=arguments, mesh=mesh, steps=new_tokens,
                  tokens=0, reference=lambda: jax.make_jaxpr(function)(*arguments))

@@ -60,11 +60,14 @@ def row(program: programs.Program, compiled: ahead.Compiled, topology: str) -> d
 
 
 def prediction(rows: Mapping[str, Mapping[str, Any]], gamma: int, batch_size: int,
-               alpha: float | None = None, tau: float | None = None) -> dict[str, Any] | None:
+               alpha: float | None = None, tau: float | None = None,
+               tree: str | None = None) -> dict[str, Any] | None:
   """Cost ratios and speed-up from the turns of the three decoding programs; None without them.
 
   cost_ratio, verify_ratio and speedup_predicted are those of the project's reports, with
-  roofline times in place of measured ones. A given tau counts before a given alpha.
+  roofline times in place of measured ones. A given tau counts before a given alpha. Of a tree,
+  gamma is the depth, what its levels cost beyond a draft step each counts as verification, and
+  without a tau nothing is predicted: acceptance rates are about chains.
   """
   if any('iteration' not in rows.get(name, ()) for name in programs.DECODING):
     return None
@@ -74,12 +77,14 @@ def prediction(rows: Mapping[str, Mapping[str, Any]], gamma: int, batch_size: in
     return dict(alpha=alpha, block_efficiency=tau, speedup_predicted=tau * target / cycle,
                 tokens_per_second=batch_size * tau / cycle)
 
-  if tau is not None:
+  if tau is None and tree is not None:
+    points = []
+  elif tau is not None:
     points = [point(alpha, tau)]
   else:
     points = [point(a, roofline.block_efficiency(a, gamma))
               for a in (ALPHAS if alpha is None else (alpha,))]
-  return dict(gamma=gamma, batch_size=batch_size, cost_ratio=draft / target,
+  return dict(gamma=gamma, tree=tree, batch_size=batch_size, cost_ratio=draft / target,
               verify_ratio=(cycle - gamma * draft) / target, target_step_seconds=target,
               draft_step_seconds=draft, cycle_seconds=cycle,
               autoregressive_tokens_per_second=batch_size / target, predicted=points)
@@ -147,7 +152,8 @@ def table(documents: Sequence[Mapping[str, Any]]) -> str:
           f'{p["speedup_predicted"]:.2f} at '
           + (f'{p["alpha"]:g} ({p["block_efficiency"]:.2f})' if p['alpha'] is not None
              else f'tau {p["block_efficiency"]:.2f}') for p in found['predicted'])
-      lines.append(f'| {document["study"]} | {document["decode_topology"]} | {found["gamma"]} | '
+      lines.append(f'| {document["study"]} | {document["decode_topology"]} | '
+                   f'{found["tree"] or found["gamma"]} | '
                    f'{found["cost_ratio"]:.3f} | {found["verify_ratio"]:.2f} | '
                    f'{1e3 * found["target_step_seconds"]:.3f} | {points} |')
   return '\n'.join(lines)

@@ -86,17 +86,29 @@ def commit(state: structs.DecodeState, proposal: structs.Proposal, verdict: stru
   return state.replace(stats=stats)
 
 
-def step(target_fn: structs.TargetFn, drafter: structs.Drafter, state: structs.DecodeState, *,
-         rule: structs.Rule, sampling: sampling_lib.Sampling, eos_id: int) -> structs.DecodeState:
-  """One cycle: propose, verify, commit."""
+def cycle(target_fn: structs.TargetFn, drafter: structs.Drafter, state: structs.DecodeState, *,
+          rule: structs.Rule, sampling: sampling_lib.Sampling, eos_id: int
+          ) -> tuple[structs.DecodeState, structs.Proposal, structs.Proposal, structs.Verdict]:
+  """Proposes, verifies, commits.
+
+  Returns the new state, and for who looks on: what was drafted, the chain that was judged (of a
+  tree the accepted path), and the verdict.
+  """
   next_key_b, propose_key_b, verify_key_b = sampling_lib.split_rows(state.key_b, 3)
-  proposal = drafter.propose(state, propose_key_b)
-  state = count_drafted(state, proposal)
-  proposal, verdict, output = verify(target_fn, state, proposal, rule, verify_key_b, sampling)
-  state = commit(state, proposal, verdict, eos_id)
-  return state.replace(
+  drafted = drafter.propose(state, propose_key_b)
+  state = count_drafted(state, drafted)
+  judged, verdict, output = verify(target_fn, state, drafted, rule, verify_key_b, sampling)
+  state = commit(state, judged, verdict, eos_id)
+  state = state.replace(
       key_b=next_key_b, target_cache=output.cache.rollback(state.lengths_b - 1),
-      drafter_state=drafter.commit(state, proposal, verdict, output))
+      drafter_state=drafter.commit(state, judged, verdict, output))
+  return state, drafted, judged, verdict
+
+
+def step(target_fn: structs.TargetFn, drafter: structs.Drafter, state: structs.DecodeState,
+         **how) -> structs.DecodeState:
+  """The state after one `cycle`."""
+  return cycle(target_fn, drafter, state, **how)[0]
 
 
 def decode(target_fn: structs.TargetFn, drafter: structs.Drafter, state: structs.DecodeState, *,

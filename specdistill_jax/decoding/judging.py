@@ -39,6 +39,11 @@ class TokenRule(Protocol):
     """The law, unnormalised, of what stands in for a refused token."""
 
 
+def judges_trees(rule: structs.Rule) -> bool:
+  """Whether a rule judges token by token, as a `TokenRule` does: a tree needs one."""
+  return hasattr(rule, 'kept')
+
+
 def judge_chain(rule: TokenRule, target_log_probs_btv: jax.Array, proposal: structs.Proposal,
                 key_b: jax.Array) -> structs.Verdict:
   """Keeps a chain up to its first refused token."""

@@ -55,6 +55,11 @@ class Tree:
     return max(map(len, self.paths))
 
   @functools.cached_property
+  def width(self) -> int:
+    """The most children that a node has."""
+    return max(path[-1] for path in self.paths) + 1
+
+  @functools.cached_property
   def parents_m(self) -> np.ndarray:
     """The slot of each node's parent; 0 is the root, i + 1 node i."""
     slots = {(): 0} | {path: node + 1 for node, path in enumerate(self.paths)}
@@ -98,7 +103,7 @@ class Tree:
     rows = lambda array: jnp.broadcast_to(jnp.asarray(array), (batch, *array.shape))
     return structs.Branches(
         rows(self.parents_m), rows(self.ranks_m), rows(self.depths_t), rows(self.ancestors_tt),
-        rows(laws_t) if with_laws else None, self.depth, int(self.ranks_m.max()) + 1)
+        rows(laws_t) if with_laws else None, depth=self.depth, width=self.width)
 
 
 def chain(length: int) -> Tree:
@@ -108,17 +113,25 @@ def chain(length: int) -> Tree:
   return Tree(tuple((0,) * level for level in range(1, length + 1)))
 
 
-def _by_digits(table: str) -> Tree:
+def by_digits(table: str) -> Tree:
+  """A tree whose paths are written as digits, a rank each: `'0 1 00'`."""
   return Tree(tuple(tuple(map(int, path)) for path in table.split()))
 
 
 # Li et al. 2024 (EAGLE, arXiv 2401.15077), the tree of their released code.
-EAGLE1 = _by_digits("""
+EAGLE1 = by_digits("""
     0 1 2 3
     00 01 02 10 11 20 21 30
     000 001 002 010 011 020 021 100
     0000 0001 0002
     00000 00001""")
+
+# Cai et al. 2024 (Medusa, arXiv 2401.10774), their code's mc_sim_7b_63, by levels.
+MEDUSA = by_digits("""
+    0 1 2 3 4 5 6 7 8 9
+    00 01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16 20 21 22 30 31 40 50 60 70 80 90
+    000 001 002 003 004 005 006 007 008 009 010 011 012 020 021 030 040 050 060 070 100 101 200
+    0000 0001""")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +163,11 @@ class Dynamic:
                        f'{self.depth}; it must be at least the depth')
 
   @property
+  def width(self) -> int:
+    """The most children that a node can have."""
+    return min(self.top_k, self.num_nodes)
+
+  @property
   def pool_size(self) -> int:
     """Drafted tokens, of which `num_nodes` are verified."""
     return self.top_k + (self.depth - 1) * self.top_k ** 2
@@ -174,7 +192,7 @@ def grown(parents_bm: jax.Array, ranks_bm: jax.Array, *, depth: int,
     sees_btt = sees_btt | jnp.take_along_axis(sees_btt, pointer_bt[..., None], axis=1)
     pointer_bt = jnp.take_along_axis(pointer_bt, pointer_bt, axis=1)
   depths_bt = jnp.sum(sees_btt, axis=-1, dtype=jnp.int32) - 1
-  return structs.Branches(parents_bm, ranks_bm, depths_bt, sees_btt, None, depth, width)
+  return structs.Branches(parents_bm, ranks_bm, depths_bt, sees_btt, depth=depth, width=width)
 
 
 def best_children(logits_btv: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -184,6 +202,9 @@ def best_children(logits_btv: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   probable than its parent. No sum of exponentials is below its largest term, so no result is
   positive.
   """
+  if k > logits_btv.shape[-1]:
+    raise ValueError(f'a tree gives a node {k} children, but there are only '
+                     f'{logits_btv.shape[-1]} tokens to choose from')
   logits_btv = logits_btv.astype(jnp.float32)
   best_btk, tokens_btk = jax.lax.top_k(logits_btv, k)
   total_bt1 = jax.nn.logsumexp(logits_btv, axis=-1, keepdims=True)
@@ -208,8 +229,11 @@ def best_nodes(tree: Dynamic, tokens_bp: jax.Array, scores_bp: jax.Array, parent
   is_parent_bmm = parents_bm[:, :, None] == chosen_bm[:, None, :] + 1
   slot_m = jnp.arange(1, tree.num_nodes + 1)
   slots_bm = jnp.sum(jnp.where(is_parent_bmm, slot_m, 0), axis=-1, dtype=jnp.int32)
-  branches = grown(slots_bm, chosen_bm % k, depth=tree.depth, width=min(k, tree.num_nodes))
-  return along(tokens_bp, chosen_bm), branches
+  branches = grown(slots_bm, chosen_bm % k, depth=tree.depth, width=tree.width)
+  scores_bm = along(scores_bp, chosen_bm)
+  above_bm = along(jnp.pad(scores_bm, ((0, 0), (1, 0))), slots_bm)
+  own_bm = jnp.where(scores_bm > -jnp.inf, scores_bm - above_bm, -jnp.inf)
+  return along(tokens_bp, chosen_bm), branches.replace(draft_log_probs_bm=own_bm)
 
 
 def mask(length_b: jax.Array, sees_btu: jax.Array, slots: int) -> jax.Array:

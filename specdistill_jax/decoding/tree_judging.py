@@ -34,7 +34,7 @@ def judge(rule: judging.TokenRule, law_at: Callable[[jax.Array], jax.Array],
   Raises:
     ValueError: a rule that can't judge this tree.
   """
-  if getattr(rule, 'kept', None) is None:
+  if not judging.judges_trees(rule):
     raise ValueError(f'rule {rule} judges whole chains; a tree needs one that judges token by '
                      'token: exact, greedy, a lenience or a threshold')
   if proposal.log_probs_bgv is None and getattr(rule, 'lenient_residual', False):

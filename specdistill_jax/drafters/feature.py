@@ -40,29 +40,24 @@ class Bound:
     return self.module.inputs(target_output.features)
 
   def read(self, tokens_bt, carried_btd, positions_bt, mask_bts, cache):
-    """As `step`, with what the head reads in place of its logits."""
+    """Feeds pairs.
+
+    Args:
+      tokens_bt: the token of each pair, a place after its feature.
+      carried_btd: the target's features (`inputs`), or what a former call put out.
+      positions_bt: of the features; slots of the cache are pairs.
+      mask_bts: as in `structs.TargetFn`.
+
+    Returns:
+      What the head reads for what follows each token, what is carried beside a token drafted
+      there, both `[b, t, d]`, and the cache.
+    """
     embedded_btd = embedded(self.module, self.ends, tokens_bt, carried_btd, positions_bt)
     return self.module(embedded_btd, carried_btd, positions_bt, mask_bts, cache)
 
   def logits(self, read_btd) -> jax.Array:
     """Next-token logits over the target's vocabulary; -inf where the draft can't go."""
     return self.module.logits(read_btd, self.ends)
-
-  def step(self, tokens_bt, carried_btd, positions_bt, mask_bts, cache):
-    """Feeds pairs; each gives the logits of the token after its own.
-
-    Args:
-      tokens_bt: the token of each pair, a place after its feature.
-      carried_btd: the target's features (`inputs`), or what a former step put out.
-      positions_bt: of the features; slots of the cache are pairs.
-      mask_bts: as in `structs.TargetFn`.
-
-    Returns:
-      Logits over the target's vocabulary, what the next step carries `[b, t, d]`, and the cache.
-    """
-    read_btd, carried_btd, cache = self.read(tokens_bt, carried_btd, positions_bt, mask_bts,
-                                             cache)
-    return self.logits(read_btd), carried_btd, cache
 
 
 @struct.dataclass
@@ -122,7 +117,7 @@ class FeatureDrafter:
   """Drafts a chain with a feature-level draft: a `structs.Drafter`.
 
   Attributes:
-    draft: a `Bound`, or anything with its methods.
+    draft: a `tree.TreeDraft`, such as `Bound`.
     gamma: tokens drafted a cycle.
     sampling: the law drafted from, as in `lm.LMDrafter`.
     min_confidence: a row's draft ends with the first token whose law gave no token as much

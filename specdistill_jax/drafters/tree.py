@@ -24,10 +24,10 @@ from specdistill_jax.decoding import tree as tree_lib
 class TreeDraft(Protocol):
   """A draft, a pytree of its parameters.
 
-  `step` is fed the tokens of pairs, with the vectors that stand beside them. Like a
-  `structs.TargetFn` it writes them at each row's `cache.length_b`; pair i has position i. Its
-  logits are about what follows each token, over the target's vocabulary; `carried_btd` is what
-  stands beside a drafted token after it.
+  `read` is fed the tokens of pairs, with the vectors that stand beside them. Like a
+  `structs.TargetFn` it writes them at each row's `cache.length_b`; pair i has position i. What it
+  returns is for the head, and `carried_btd` is what stands beside a drafted token after it.
+  `logits` are about what follows each token, over the target's vocabulary.
 
   Two more attributes may be there: `first_token`, 0 for a draft that reads a text's first token
   too, which no pair holds; and `start`, as in `structs.Decodable`, for a draft that doesn't begin
@@ -40,9 +40,12 @@ class TreeDraft(Protocol):
   def init_cache(self, batch: int, num_slots: int) -> Any:
     ...
 
-  def step(self, tokens_bt: jax.Array, carried_btd: jax.Array, positions_bt: jax.Array,
+  def read(self, tokens_bt: jax.Array, carried_btd: jax.Array, positions_bt: jax.Array,
            mask_bts: jax.Array, cache: Any) -> tuple[jax.Array, jax.Array, Any]:
-    """Returns `logits_btv`, `carried_btd` and the cache."""
+    """Returns `read_btd`, `carried_btd` and the cache."""
+
+  def logits(self, read_btd: jax.Array) -> jax.Array:
+    ...
 
 
 @struct.dataclass
@@ -64,9 +67,12 @@ class LanguageModel:
   def inputs(self, target_output):
     return jnp.zeros((*target_output.logits_btv.shape[:2], 0))
 
-  def step(self, tokens_bt, carried_btd, positions_bt, mask_bts, cache):
+  def read(self, tokens_bt, carried_btd, positions_bt, mask_bts, cache):
     output = self.module(tokens_bt, positions_bt, mask_bts, cache)
-    return output.logits_btv, carried_btd, output.cache
+    return output.features['final_btd'], carried_btd, output.cache
+
+  def logits(self, read_btd):
+    return self.module.logits(read_btd)
 
 
 @struct.dataclass
@@ -127,7 +133,7 @@ class TreeDrafter:
         beside_btd = jnp.pad(beside_btd, ((0, 0), (1, 0), (0, 0)))
       positions_bt, mask_bts = state_lib.block_positions(
           jnp.zeros((b,), jnp.int32), t - self._first, slots)
-      _, _, cache = self.draft.step(start.tokens_bt[:, self._first:], beside_btd, positions_bt,
+      _, _, cache = self.draft.read(start.tokens_bt[:, self._first:], beside_btd, positions_bt,
                                     mask_bts, cache)
     last_b = jnp.maximum(start.lengths_b - 2, 0)
     waiting_b1d = tree_lib.along(carried_btd, last_b[:, None])
@@ -143,8 +149,9 @@ class TreeDrafter:
     def feed(tokens_bt, carried_btd, level, sees_btu, cache):
       """Drafted tokens of one level, which see committed pairs and drafted ancestors."""
       positions_bt = jnp.broadcast_to(num_pairs_b[:, None] + level - 1, tokens_bt.shape)
-      return self.draft.step(tokens_bt, carried_btd, positions_bt,
-                             tree_lib.mask(num_pairs_b, sees_btu, slots), cache)
+      read_btd, carried_btd, cache = self.draft.read(
+          tokens_bt, carried_btd, positions_bt, tree_lib.mask(num_pairs_b, sees_btu, slots), cache)
+      return self.draft.logits(read_btd), carried_btd, cache
 
     if isinstance(self.tree, tree_lib.Dynamic):
       proposal = _grow(self.tree, feed, logits_b1v, carried_b1d, cache)
@@ -166,28 +173,30 @@ class TreeDrafter:
     positions_bt, mask_bts = state_lib.block_positions(cache.length_b, self.gamma + 1, slots)
     index_bt = jnp.minimum(positions_bt + self._first, state.lengths_b[:, None] - 1)
     tokens_bt = jnp.take_along_axis(state.tokens_bs, index_bt, axis=1)
-    logits_btv, carried_btd, cache = self.draft.step(tokens_bt, carried_btd, positions_bt,
-                                                     mask_bts, cache)
-    return (tree_lib.along(logits_btv, last_b[:, None]),
-            tree_lib.along(carried_btd, last_b[:, None]), cache.rollback(num_pairs_b))
+    read_btd, carried_btd, cache = self.draft.read(tokens_bt, carried_btd, positions_bt, mask_bts,
+                                                   cache)
+    last = lambda x_btd: tree_lib.along(x_btd, last_b[:, None])
+    # The head is the dearest layer of a small draft: read at one place a row.
+    return self.draft.logits(last(read_btd)), last(carried_btd), cache.rollback(num_pairs_b)
 
 
 def _children(key_b, logits_btv, num, *, sampling):
-  """Tokens to follow each expanded one, int32 `[b, t, c]`, and the law they were drawn from."""
+  """Tokens to follow each expanded one, `[b, t, c]`, their log-probabilities, and their law."""
   if sampling is None:
-    return jax.lax.top_k(logits_btv, num)[1], None
+    log_probs_btc, tokens_btc = tree_lib.best_children(logits_btv, num)
+    return tokens_btc, log_probs_btc, None
   b, t, v = logits_btv.shape
   law_btv = sampling_lib.warp(logits_btv, sampling)
   key_bt = sampling_lib.split_rows(key_b, t).swapaxes(0, 1)
-  tokens = sampling_lib.without_replacement(
-      key_bt.reshape(b * t), law_btv.reshape(b * t, v), num)
-  return tokens.reshape(b, t, num), law_btv
+  tokens_btc = sampling_lib.without_replacement(
+      key_bt.reshape(b * t), law_btv.reshape(b * t, v), num).reshape(b, t, num)
+  return tokens_btc, jnp.take_along_axis(law_btv, tokens_btc, axis=-1), law_btv
 
 
 def _fill(tree, feed, children, key_b, logits_btv, carried_btd, cache):
   """Drafts a static tree, level by level."""
   key_gb = sampling_lib.split_rows(key_b, tree.depth)
-  fed, stored, drafted, laws = [], [], [], []
+  fed, stored, drafted, thought, laws = [], [], [], [], []
   for level, slots in enumerate(tree.expanded):
     if level:  # `nodes` are still those of the level above, some of which are fed now
       above = tree.expanded[level - 1]
@@ -200,19 +209,22 @@ def _fill(tree, feed, children, key_b, logits_btv, carried_btd, cache):
                                             cache)
     nodes = np.flatnonzero(tree.depths_t[1:] == level + 1).tolist()
     rows = np.array([slots.index(tree.parents_m[node]) for node in nodes])
-    children_btc, law_btv = children(key_gb[level], logits_btv, tree.ranks_m[nodes].max() + 1)
-    drafted.append(children_btc[:, rows, tree.ranks_m[nodes]])
+    *children_btc, law_btv = children(key_gb[level], logits_btv, tree.ranks_m[nodes].max() + 1)
+    for parts, found_btc in zip((drafted, thought), children_btc):
+      parts.append(found_btc[:, rows, tree.ranks_m[nodes]])
     stored += nodes
     laws.append(law_btv)
-  tokens_bg = jnp.concatenate(drafted, axis=1)[:, np.argsort(stored)]
+  tokens_bg, thought_bg = (jnp.concatenate(parts, axis=1)[:, np.argsort(stored)]
+                           for parts in (drafted, thought))
   is_drawn = laws[0] is not None
   log_probs_bgv = jnp.concatenate(laws, axis=1) if is_drawn else None
   if tree.is_chain:
     if not is_drawn:
       log_probs_bgv = sampling_lib.one_hot_log_probs(tokens_bg, logits_btv.shape[-1])
     return structs.Proposal(tokens_bg, log_probs_bgv, cache)
+  branches = tree.branches(len(tokens_bg), is_drawn)
   return structs.Proposal(tokens_bg, log_probs_bgv, cache,
-                          branches=tree.branches(len(tokens_bg), is_drawn))
+                          branches=branches.replace(draft_log_probs_bm=thought_bg))
 
 
 def _grow(tree, feed, logits_btv, carried_btd, cache):

@@ -145,7 +145,7 @@ def _other_ways(summaries: Summaries, headline: Summaries, samples: int) -> list
   sentences = []
   for s in summaries:
     plain = _find(headline, s, s.method)
-    if not s.lossless or s.gamma != gamma or s.way == plain.way:
+    if s.is_tree or not s.lossless or s.gamma != gamma or s.way == plain.way:
       continue
     tau, tau_range = summary_lib.gain_in_block_efficiency(s, plain, samples=samples)
     speed, speed_range = summary_lib.gain_in_speed(s, plain, samples=samples)
@@ -153,6 +153,24 @@ def _other_ways(summaries: Summaries, headline: Summaries, samples: int) -> list
         f'{s.method}, {s.way}, at {_at(s)} and γ = {gamma}: block efficiency {tau:.2f}x'
         f'{_range(tau_range)} and speed {speed:.2f}x{_range(speed_range)} those of {plain.way}.')
   return [f'**What do other lossless ways buy?** {" ".join(sentences)}'] if sentences else []
+
+
+def _trees(summaries: Summaries, headline: Summaries, samples: int) -> list[str]:
+  """Each lossless tree against the fastest chain of its method; nothing if there are none."""
+  sentences = []
+  for s in summaries:
+    if not s.is_tree or not s.lossless:
+      continue
+    chain = max((c for c in headline if (c.method, c.temperature) == (s.method, s.temperature)),
+                key=lambda c: c.speedup_measured)
+    tau, tau_range = summary_lib.gain_in_block_efficiency(s, chain, samples=samples)
+    speed, speed_range = summary_lib.gain_in_speed(s, chain, samples=samples)
+    sentences.append(
+        f'{s.method}, {s.way}, at {_at(s)}: {s.drafted_per_call:.0f} nodes in {s.gamma} levels '
+        f'have {tau:.2f}x{_range(tau_range)} the block efficiency and {speed:.2f}x'
+        f'{_range(speed_range)} the speed of its fastest chain, γ = {chain.gamma} '
+        f'(v = {s.verify_ratio:.2f} against {chain.verify_ratio:.2f}).')
+  return [f'**What do trees buy?** {" ".join(sentences)}'] if sentences else []
 
 
 def _tradeoff(summaries: Summaries, max_quality_drop: float | None) -> list[str]:
@@ -195,5 +213,6 @@ def write(summaries: Summaries, *, samples: int,
       f'**Does the prediction hold?** {_prediction(headline)}',
       f'**Which draft length is best?** {_draft_length(headline)}',
       *_other_ways(summaries, headline, samples),
+      *_trees(summaries, headline, samples),
       *_tradeoff(summaries, max_quality_drop),
   ]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from specdistill_jax.decoding import tree_names
 from specdistill_jax.evaluation import acceptance
 from specdistill_jax.evaluation import intervals
 from specdistill_jax.evaluation import latency
@@ -12,20 +13,28 @@ from specdistill_jax.evaluation import rows
 from specdistill_jax.evaluation import step_costs
 
 
-def speedup_predicted(block_efficiency: float, drafted_per_call: float, cost_ratio: float,
+def steps_per_call(tree: str, gamma: int, drafted_per_call: float) -> float:
+  """Draft steps of a cycle: a token each in a chain, a level each in a tree.
+
+  Chains that stop early take as many as they draft, on the mean; rows of one batch draft on until
+  the last has stopped, so that there it is too few.
+  """
+  return drafted_per_call if tree == tree_names.CHAIN else gamma
+
+
+def speedup_predicted(block_efficiency: float, draft_steps: float, cost_ratio: float,
                       verify_ratio: float) -> float:
   """tau / (gamma c + v): Leviathan et al. 2023, Theorem 3.8, with a verification that costs.
 
-  `drafted_per_call` is gamma, or the mean of drafts that stop early; rows of one batch draft on
-  until the last has stopped, so that there it promises too much.
+  `draft_steps` is gamma, or as `steps_per_call` has it.
   """
-  return block_efficiency / (drafted_per_call * cost_ratio + verify_ratio)
+  return block_efficiency / (draft_steps * cost_ratio + verify_ratio)
 
 
-def mbsu(block_efficiency: float, drafted_per_call: float, draft_parameters: int,
+def mbsu(block_efficiency: float, draft_steps: float, draft_parameters: int,
          target_parameters: int) -> float:
   """Memory-bound speed-up: a step costs what its parameters weigh (arXiv 2403.00858)."""
-  return block_efficiency / (drafted_per_call * draft_parameters / target_parameters + 1.0)
+  return block_efficiency / (draft_steps * draft_parameters / target_parameters + 1.0)
 
 
 def columns(counts: np.ndarray, *names: str) -> np.ndarray:
@@ -67,7 +76,7 @@ def figures(fields: Mapping[str, Any], alone: Sequence[latency.Run], runs: Seque
   """The measured fields of a row.
 
   Args:
-    fields: the row's settings: batch_size, draft_parameters, target_parameters.
+    fields: the row's settings: gamma, tree, draft_parameters, target_parameters.
     alone: the target alone, a run for each batch of prompts; likewise `runs`.
     steps: timings of single steps, any number of them.
     overlaps: `[batches, 2]`, sums of `acceptance.alpha_counts`.
@@ -83,6 +92,7 @@ def figures(fields: Mapping[str, Any], alone: Sequence[latency.Run], runs: Seque
   verify_ratio = sum(step.verify for step in steps) / target
   tau = float(intervals.ratio(block_efficiency_counts(total)))
   drafted_per_call = float(intervals.ratio(drafted_counts(total)))
+  draft_steps = steps_per_call(fields['tree'], fields['gamma'], drafted_per_call)
   interval = lambda chosen, statistic: intervals.bootstrap(
       chosen(counts)[None], statistic, samples=samples)
   per_second = lambda emitted, seconds: float(intervals.ratio(columns(total, emitted, seconds)))
@@ -103,8 +113,8 @@ def figures(fields: Mapping[str, Any], alone: Sequence[latency.Run], runs: Seque
                                                   'autoregressive_seconds'),
       speedup_measured=float(intervals.ratio_of_ratios(speedup_counts(total))),
       speedup_measured_interval=interval(speedup_counts, intervals.ratio_of_ratios),
-      speedup_predicted=speedup_predicted(tau, drafted_per_call, cost_ratio, verify_ratio),
-      mbsu=mbsu(tau, drafted_per_call, fields['draft_parameters'], fields['target_parameters']),
+      speedup_predicted=speedup_predicted(tau, draft_steps, cost_ratio, verify_ratio),
+      mbsu=mbsu(tau, draft_steps, fields['draft_parameters'], fields['target_parameters']),
       drafted_per_call=drafted_per_call,
       prefill_seconds=sum(run.prefill_seconds for run in runs),
       autoregressive_prefill_seconds=sum(run.prefill_seconds for run in alone),

@@ -21,6 +21,8 @@ FIELDS = (
     'target_step_seconds', 'draft_step_seconds', 'verify_seconds', 'prefill_seconds',
     'autoregressive_prefill_seconds', 'counts', 'reached_by_position', 'accepted_by_position',
     'min_confidence', 'drafted_per_call',
+    # The tree that was drafted, 'chain' for none; gamma is its depth, drafted_per_call its nodes.
+    'tree',
     # The part of the prompts that a line is about; null: all of them.
     'category',
 )
@@ -30,7 +32,7 @@ COUNTS = ('emitted', 'target_calls', 'seconds', 'autoregressive_emitted',
 IDENTITY = (
     'study', 'task', 'target', 'draft', 'objective', 'data_source', 'train_steps', 'seed',
     'temperature', 'gamma', 'draft_sampling', 'rule', 'epsilon', 'batch_size', 'num_prompts',
-    'top_k', 'top_p', 'max_new_tokens', 'min_confidence', 'config_hash', 'category')
+    'top_k', 'top_p', 'max_new_tokens', 'min_confidence', 'tree', 'config_hash', 'category')
 
 
 def make(**values: Any) -> dict[str, Any]:

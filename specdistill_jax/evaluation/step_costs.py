@@ -41,7 +41,10 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class StepSeconds:
-  """Seconds of one target step, one draft step, and one verification of gamma + 1 tokens."""
+  """Seconds of one target step, one draft step, and one verification of root and draft.
+
+  A draft step is a token of a chain, or a level of a tree on the mean, catching up included.
+  """
   target: float
   draft: float
   verify: float
@@ -84,7 +87,7 @@ def _target_steps(module, state, *, sampling, steps):
 
 
 @functools.partial(jax.jit, static_argnames=('steps',), donate_argnames=('state',))
-def _draft_steps(drafter, module, passing, state, *, steps):
+def _draft_steps(drafter, module, passing, output, state, *, steps):
   """Proposes `steps` times from the same length, each time from another last token."""
   rejected = structs.Verdict(jnp.zeros_like(state.lengths_b), state.lengths_b)
 
@@ -96,7 +99,7 @@ def _draft_steps(drafter, module, passing, state, *, steps):
     rows_b = jnp.arange(state.lengths_b.shape[0])
     tokens_bs = state.tokens_bs.at[rows_b, state.lengths_b - 1].set(proposal.tokens_bg[:, -1])
     state = state.replace(tokens_bs=tokens_bs, key_b=next_key_b)
-    return state.replace(drafter_state=drafter.commit(state, proposal, rejected, None))
+    return state.replace(drafter_state=drafter.commit(state, proposal, rejected, output))
 
   return state_lib.repeat(step, state, steps)
 
@@ -117,10 +120,22 @@ def _verify_steps(module, proposal, drafter, passing, state, *, rule, sampling, 
 
 
 def _any_proposal(drafter: structs.Drafter, state: structs.DecodeState) -> structs.Proposal:
-  """A proposal of the right shape; what it says doesn't change what verifying it costs."""
+  """A proposal of the right shape; what a chain says doesn't change what verifying it costs."""
   shapes = jax.eval_shape(lambda: drafter.propose(state, state.key_b))
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
                       shapes.replace(drafter_state=None, num_drafted_b=None))
+
+
+@functools.partial(jax.jit, static_argnames=('rule', 'sampling'))
+def _first_cycle(module, drafter, state, *, rule, sampling):
+  """What a drafter of trees proposes, and what it is then shown of the target.
+
+  A tree is judged as far as it is kept. Where its proposal is repeated later in a text, hardly
+  more than its first level is.
+  """
+  proposal = drafter.propose(state, state.key_b)
+  _, _, output = chain.verify(module, state, proposal, rule, state.key_b, sampling)
+  return proposal.replace(drafter_state=None), output.replace(cache=None)
 
 
 def family(drafter: structs.Drafter) -> Hashable:
@@ -135,7 +150,8 @@ def family(drafter: structs.Drafter) -> Hashable:
 def _block(setting) -> Hashable:
   """Equal for settings whose verifications cost the same."""
   drafter = setting.drafter
-  return drafter.gamma, getattr(drafter, 'tree', None), setting.rule
+  tree = getattr(drafter, 'tree', None)  # whose siblings are judged as they were drafted
+  return drafter.gamma, tree, tree and drafter.sampling, setting.rule
 
 
 def _never_stopping(drafter: structs.Drafter) -> structs.Drafter:
@@ -182,6 +198,14 @@ class Clock:
     return jax.block_until_ready(engine.prefill_speculative(
         self._module, setting.drafter, *inputs, max_new_tokens=self._max_new_tokens))
 
+  def _cycle(self, setting, *inputs):
+    """A proposal and an output of the target, as the loops that are timed need them."""
+    state = self._read(setting, *inputs)
+    if not hasattr(setting.drafter, 'tree'):
+      return jax.block_until_ready(_any_proposal(setting.drafter, state)), None
+    return jax.block_until_ready(_first_cycle(self._module, setting.drafter, state,
+                                              rule=setting.rule, sampling=self._sampling))
+
   def _target(self, *inputs):
     state = jax.block_until_ready(engine.prefill_autoregressive(
         self._module, *inputs, max_new_tokens=self._max_new_tokens))
@@ -190,13 +214,14 @@ class Clock:
 
   def _draft(self, setting, *inputs):
     drafter = _never_stopping(setting.drafter)
+    output = self._cycle(setting, *inputs)[1]
     seconds = self._after_passes(self._module, setting, inputs, lambda passing, state: (
-        _draft_steps(drafter, self._module, passing, state, steps=self._steps)))
+        _draft_steps(drafter, self._module, passing, output, state, steps=self._steps)))
     return seconds / setting.drafter.gamma
 
   def _verify(self, setting, *inputs):
     drafter = setting.drafter
-    proposal = jax.block_until_ready(_any_proposal(drafter, self._read(setting, *inputs)))
+    proposal = self._cycle(setting, *inputs)[0]
     return self._after_passes(drafter, setting, inputs, lambda passing, state: _verify_steps(
         self._module, proposal, drafter, passing, state.replace(drafter_state=None),
         rule=setting.rule, sampling=self._sampling, steps=self._steps))

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from specdistill_jax.decoding import tree_names
 from specdistill_jax.evaluation import acceptance
 from specdistill_jax.evaluation import intervals
 from specdistill_jax.evaluation import measures
 
 STANDARD = 'standard SD'
 CONTROL = 'control'
-WAY = ('draft_sampling', 'rule', 'epsilon', 'min_confidence')  # beside gamma
+WAY = ('draft_sampling', 'rule', 'epsilon', 'min_confidence', 'tree')  # beside gamma
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Summary:
   rule: str
   epsilon: float
   min_confidence: float
+  tree: str
   num_seeds: int
   alpha: float
   alpha_interval: intervals.Interval | None
@@ -64,9 +66,14 @@ class Summary:
     return self.objective not in ('none', 'cross_entropy')
 
   @property
+  def is_tree(self) -> bool:
+    return self.tree != tree_names.CHAIN
+
+  @property
   def way(self) -> str:
-    """Rule, draft mode and draft length in words; a lossy rule says so."""
+    """Rule, draft mode and draft shape in words; a lossy rule says so."""
     words = self.rule if self.lossless else f'{self.rule} ε={self.epsilon:.2g}, lossy'
+    words += f', tree {self.tree}' * self.is_tree
     words += ', greedy drafts' * (self.draft_sampling == 'greedy')
     return words + f', stops below {self.min_confidence:g}' * (self.min_confidence > 0)
 
@@ -91,6 +98,7 @@ def _pool(rows: Sequence[Mapping[str, Any]], samples: int) -> Summary:
   verify_ratio = seconds['verify_seconds'] / seconds['target_step_seconds']
   tau = float(intervals.ratio(measures.block_efficiency_counts(total)))
   drafted_per_call = float(intervals.ratio(measures.drafted_counts(total)))
+  draft_steps = measures.steps_per_call(rows[0]['tree'], rows[0]['gamma'], drafted_per_call)
   interval = lambda columns, statistic: intervals.bootstrap(
       columns(counts_kpc), statistic, samples=samples)
   rate = lambda *names: float(intervals.ratio(measures.columns(total, *names)))
@@ -110,8 +118,7 @@ def _pool(rows: Sequence[Mapping[str, Any]], samples: int) -> Summary:
       speedup_measured=float(intervals.ratio_of_ratios(measures.speedup_counts(total))),
       speedup_measured_interval=interval(measures.speedup_counts, intervals.ratio_of_ratios),
       drafted_per_call=drafted_per_call,
-      speedup_predicted=measures.speedup_predicted(tau, drafted_per_call, cost_ratio,
-                                                   verify_ratio),
+      speedup_predicted=measures.speedup_predicted(tau, draft_steps, cost_ratio, verify_ratio),
       cost_ratio=cost_ratio, verify_ratio=verify_ratio,
       tokens_per_second=rate('emitted', 'seconds'),
       autoregressive_tokens_per_second=rate('autoregressive_emitted', 'autoregressive_seconds'),
@@ -141,13 +148,13 @@ def summarise(rows: Iterable[Mapping[str, Any]], *, samples: int,
 
 
 def headline(summaries: Sequence[Summary]) -> list[Summary]:
-  """Of each temperature, the summaries in its first lossless way: what methods are compared in.
+  """Of each temperature, chains in its first lossless way: what methods are compared in.
 
   In no lossless way, those in the first one, which say of themselves that they are lossy.
   """
   found = []
   for temperature in dict.fromkeys(s.temperature for s in summaries):
-    chosen = [s for s in summaries if s.temperature == temperature]
+    chosen = [s for s in summaries if s.temperature == temperature and not s.is_tree]
     first = next((s.way for s in chosen if s.lossless), chosen[0].way)
     found += [s for s in chosen if s.way == first]
   return found

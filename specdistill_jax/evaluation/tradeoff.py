@@ -167,8 +167,8 @@ def _points(axis, chosen: Summaries, looks, handles) -> None:
     hollow = s.draft_sampling == 'greedy'
     axis.scatter(*at, marker=_RULES[s.rule], s=46, linewidth=1.2, edgecolor=color, zorder=3,
                  facecolor='white' if hollow else color)
-    if not s.lossless:
-      axis.annotate(f'{s.epsilon:.2g}', at, xytext=(5, 3), textcoords='offset points',
+    if label := ' '.join([f'{s.epsilon:.2g}'] * (not s.lossless) + ['tree'] * s.is_tree):
+      axis.annotate(label, at, xytext=(5, 3), textcoords='offset points',
                     fontsize=7, color='#555555')
     handles.setdefault(s.method, plt.Line2D([], [], color=color, linewidth=4))
     handles.setdefault(s.rule, plt.Line2D([], [], color='#333333', marker=_RULES[s.rule],

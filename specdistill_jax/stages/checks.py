@@ -112,6 +112,11 @@ def _rules(values: Any) -> str | None:
   return None if len(set(map(tuple, values))) == len(values) else f'{wish}, without repetition'
 
 
+def _trees(values: Any) -> str | None:
+  # What the names stand for is looked into when JAX is there.
+  return None if isinstance(values, (tuple, list)) and not values else each(text)(values)
+
+
 def _chat_template(value: Any) -> str | None:
   # A file is looked into when its turn comes.
   if isinstance(value, str) and value.endswith('.json'):
@@ -192,7 +197,7 @@ LEGAL = dict(
         seeds=each(whole(0)), control=truth, train=TRAIN),
     evaluate=dict(
         temperatures=each(NOT_NEGATIVE), gammas=each(whole(1)),
-        draft_sampling=each(one_of('sampled', 'greedy')), rules=_rules,
+        draft_sampling=each(one_of('sampled', 'greedy')), rules=_rules, trees=_trees,
         min_confidences=each(DECAY), max_quality_drop=optional(DECAY),
         batch_size=whole(1), num_prompts=whole(1), max_new_tokens=whole(1),
         bootstrap_samples=whole(1), mesh=MESH, topology=optional(_topology), **SAMPLING),
@@ -357,8 +362,25 @@ def _check_rules(evaluate: Any) -> None:
           "so that the lossy ones have nothing to stand beside; add ('exact', 1.0)")
 
 
-def _check_evaluate(evaluate: Any) -> None:
+def _check_trees(evaluate: Any, vocab_size: int) -> None:
+  """Each name is a tree's, and some rule judges trees."""
+  from specdistill_jax.decoding import tree_names  # as above
+  for name in evaluate.trees:
+    try:
+      width = tree_names.parse(name).width
+    except ValueError as error:
+      raise ValueError(f'config.evaluate.trees is {evaluate.trees!r}: {error}') from error
+    if width > vocab_size:
+      raise ValueError(f'config.evaluate.trees has {name!r}, of up to {width} children a node; '
+                       f'there must be at most task.vocab_size, {vocab_size}')
+  if evaluate.trees and all(name == 'block' for name, _ in evaluate.rules):
+    raise ValueError(f"config.evaluate.trees is {evaluate.trees!r}, but evaluate.rules has 'block' "
+                     "alone, which judges whole chains; add ('exact', 1.0)")
+
+
+def _check_evaluate(evaluate: Any, vocab_size: int) -> None:
   _check_rules(evaluate)
+  _check_trees(evaluate, vocab_size)
   if evaluate.num_prompts % evaluate.batch_size:
     raise ValueError(f'config.evaluate.num_prompts is {evaluate.num_prompts}; it must be a '
                      f'multiple of evaluate.batch_size, {evaluate.batch_size}')
@@ -389,5 +411,5 @@ def check(config: ml_collections.ConfigDict) -> None:
     _check_new_tokens(config.task, config.distill.rollout.max_new_tokens, 'distill.rollout')
   if config.evaluate is not None:
     _check_mesh(config.evaluate.mesh, 'evaluate.mesh')
-    _check_evaluate(config.evaluate)
+    _check_evaluate(config.evaluate, config.task.vocab_size)
     _check_new_tokens(config.task, config.evaluate.max_new_tokens, 'evaluate')

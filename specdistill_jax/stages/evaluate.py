@@ -29,6 +29,7 @@ from specdistill_jax.data import quality
 from specdistill_jax.data import shards
 from specdistill_jax.decoding import rules
 from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.decoding import tree_names
 from specdistill_jax.evaluation import acceptance
 from specdistill_jax.evaluation import latency
 from specdistill_jax.evaluation import measures
@@ -37,6 +38,7 @@ from specdistill_jax.evaluation import step_costs
 from specdistill_jax.evaluation import ways
 from specdistill_jax.models import base
 from specdistill_jax.stages import distill
+from specdistill_jax.stages import tree_pictures
 from specdistill_jax.stages import workdirs
 
 _ARM = re.compile(r'([^-]+)-([^-]+)-seed(\d+)')  # as distill.arm_names writes it
@@ -194,8 +196,9 @@ def _track(description: str):
 
 def _build(target: base.Model, draft: Draft, way: ways.Way,
            sampling: sampling_lib.Sampling) -> step_costs.Setting:
+  shape = dict(gamma=way.gamma) if way.tree == tree_names.CHAIN else dict(tree=way.tree)
   drafter = api.make_drafter(
-      draft.model, gamma=way.gamma, target_sampling=sampling, draft_sampling=way.draft_sampling,
+      draft.model, **shape, target_sampling=sampling, draft_sampling=way.draft_sampling,
       min_confidence=way.min_confidence, target=target)
   return step_costs.Setting(drafter, rules.for_sampling(way.rule, way.epsilon, sampling))
 
@@ -234,13 +237,16 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
     return
   built = {(index, way): _build(target, drafts[index], way, sampling)
            for index, way in wanted}
-  measured = latency.measure(  # all drafts of a study are of one kind
-      api.decoding_module(target, drafts[0].model), built, prompts.batches,
-      jax.random.key(config.seed), sampling=sampling, max_new_tokens=settings.max_new_tokens,
-      progress=_track(f'temperature {temperature:g}'))
+  module = api.decoding_module(target, drafts[0].model)  # all drafts of a study are of one kind
+  measured = latency.measure(
+      module, built, prompts.batches, jax.random.key(config.seed), sampling=sampling,
+      max_new_tokens=settings.max_new_tokens, progress=_track(f'temperature {temperature:g}'))
   metric = shards.read_metadata(path.parent / 'data', 'validation')['metric']
   overlaps = {index: _overlaps(target, drafts[index], prompts, measured.alone, sampling)
               for index, _ in wanted}
+  tree_pictures.keep(path.parent, dataclasses.replace(target, module=module), wanted, built,
+                     prompts.batches[0], jax.random.key(config.seed), sampling=sampling,
+                     max_new_tokens=settings.max_new_tokens)
   for lines in _lines(wanted, measured, overlaps, prompts, target, metric,
                       settings.bootstrap_samples):
     # The line of all prompts is the last: where it is, those of the categories are.

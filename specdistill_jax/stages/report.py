@@ -12,6 +12,7 @@ from rich import table as rich_table
 from specdistill_jax.evaluation import answers
 from specdistill_jax.evaluation import rows as rows_lib
 from specdistill_jax.evaluation import summary as summary_lib
+from specdistill_jax.stages import tree_pictures
 from specdistill_jax.stages import workdirs
 
 TARGET_ALONE = 'target alone'
@@ -28,7 +29,7 @@ def load_rows(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[
   return found
 
 
-def _brackets(value: float, interval: tuple[float, float] | None, unit: str = '') -> str:
+def brackets(value: float, interval: tuple[float, float] | None, unit: str = '') -> str:
   if interval is None:
     return f'{value:.2f}{unit}'
   return f'{value:.2f}{unit} [{interval[0]:.2f}, {interval[1]:.2f}]'
@@ -48,7 +49,7 @@ def _quality_columns(summaries: Sequence[summary_lib.Summary]) -> tuple[str, ...
 
 
 def table(summaries: Sequence[summary_lib.Summary],
-          with_interval: Callable[..., str] = _brackets) -> tuple[tuple[str, ...], list[tuple]]:
+          with_interval: Callable[..., str] = brackets) -> tuple[tuple[str, ...], list[tuple]]:
   """Header and lines: at each temperature the target alone, then every method and length."""
   quality_columns = _quality_columns(summaries)
   with_quality, with_ways = bool(quality_columns), len({s.way for s in summaries}) > 1
@@ -81,13 +82,15 @@ def category_table(summaries: Sequence[summary_lib.Summary]) -> tuple[tuple[str,
   A cell has block efficiency and measured speed-up.
   """
   categories = {s.category: s.counts_kpc.shape[1] for s in summaries}
-  header = ('T', 'γ', 'method') + tuple(
+  with_ways = len({s.way for s in summaries}) > 1
+  header = ('T', 'γ', 'method') + ('rule',) * with_ways + tuple(
       f'{name} ({count})' for name, count in categories.items())
   lines: dict[tuple, dict[str, str]] = {}
   for s in summaries:
-    method = s.method if s.lossless else f'{s.method}, lossy'
+    method = (s.method, s.way) if with_ways else (
+        s.method if s.lossless else f'{s.method}, lossy',)
     cell = f'{s.block_efficiency:.2f}, {s.speedup_measured:.2f}x'
-    lines.setdefault((f'{s.temperature:g}', str(s.gamma), method), {})[s.category] = cell
+    lines.setdefault((f'{s.temperature:g}', str(s.gamma), *method), {})[s.category] = cell
   return header, [line + tuple(cells.get(name, '') for name in categories)
                   for line, cells in lines.items()]
 
@@ -184,7 +187,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   header, lines = table(summaries)
   seeds = max(s.num_seeds for s in summaries)
   plots = '\n\n'.join(f'![{caption}]({name})\n\n*{caption}*'
-                      for name, caption in _plots(summaries, workdir, max_quality_drop))
+                      for name, caption in (*_plots(summaries, workdir, max_quality_drop),
+                                            *tree_pictures.draw(workdir, rows[0]['config_hash'])))
   wall = _wall_times(workdir)
   parts = [
       f'# {config.study}: speculative decoding of `{config.task.name}`',

@@ -1,0 +1,74 @@
+"""FSPAD and EAGLE-3 drafts of Vicuna 7B and 33B on conversations, at the papers' sizes.
+
+  python -m specdistill_jax.compile --config=configs/pod_feature_vicuna.py:33b-fspad
+  python -m specdistill_jax.compile --config=configs/pod_feature_vicuna.py:7b-eagle3 \
+    --programs=speculate --tree='dynamic k10 d6 n59'
+  python -m specdistill_jax.main --config=configs/pod_feature_vicuna.py:7b-fspad \
+    --workdir=gs://... --config.target.init_from=gs://...
+
+The argument is a size and a draft: `7b` or `33b`, and `fspad`, `eagle` or `eagle3`.
+
+FSPAD as its official code trains it (arXiv 2408.15562; Luc4Gui/FSPAD): 68,000 ShareGPT
+conversations, 5 % of them held out, rows of 2,048 tokens, 16 of them a step, 20 epochs; AdamW
+(0.9, 0.95) at 5e-5, 2,000 warm-up steps, a decay to 0 at step 800,000, which training never
+reaches; each value of a gradient clipped at 0.5. The target's features are computed in the step: a
+cache of them would take terabytes. EAGLE-3 (2503.01840) as its authors' code does on far more
+data: 7 unrolled steps, 12,000 of warm-up, all 800,000 steps, the norm of a gradient clipped
+at 0.5; on answers of the target (`--config.distill.data_source=target`), if as in its paper.
+
+Decoding is tested on 480 questions of Spec-Bench, up to 512 new tokens, at temperatures 0 and 1,
+with EAGLE-2's dynamic tree: 10 nodes a level, 6 levels, 59 verified beside the root (33B: 47).
+
+Slices. 7B: v5e:2x2, the frozen target in bfloat16 and the draft's state both spread over the 4
+chips (fsdp); decoding, batch 1, on the same chips, split by heads. 33B: v5e:4x4, a row a chip;
+its 52 heads make tensor = 4 the widest split, so that it decodes on the 4 chips of v4:2x2x1, of
+twice the memory.
+
+Cost: roofline figures in docs/tpu_slices.md, if they are there; nothing was run on a TPU.
+
+Published: see configs/feature_drafts.py. Ours: not run.
+"""
+
+import ml_collections
+
+from configs import common
+
+SIZES = {
+    '7b': dict(num_layers=32, width=4096, num_heads=32, num_kv_heads=32, mlp_width=11_008,
+               norm_eps=1e-5),
+    '33b': dict(num_layers=60, width=6656, num_heads=52, num_kv_heads=52, mlp_width=17_920,
+                norm_eps=1e-6),
+}
+# Topology of training and of decoding, nodes of the dynamic tree.
+SLICES = {'7b': ('v5e:2x2', 'v5e:2x2', 59), '33b': ('v5e:4x4', 'v4:2x2x1', 47)}
+# EAGLE-1's own draft of the 33B has 13 key heads; FSPAD's has all.
+DRAFTS = {'eagle': {'33b': dict(num_kv_heads=13)}, 'fspad': {}, 'eagle3': {}}
+
+
+def get_config(arg: str = '7b-fspad') -> ml_collections.ConfigDict:
+  size, _, draft = arg.partition('-')
+  if size not in SIZES or draft not in DRAFTS:
+    raise ValueError(f'pod_feature_vicuna runs {" or ".join(SIZES)}, a hyphen, and '
+                     f'{", ".join(DRAFTS)}, not {arg!r}')
+  training, decoding, nodes = SLICES[size]
+  config = common.study(f'pod_feature_vicuna_{size}_{draft}')
+  config.topology = training
+  config.mesh.update(data=1, fsdp=-1)
+  config.task.update(name='conversations', vocab_size=32_000, max_length=2048,
+                     chat_template='vicuna', train_files=('gs://your-bucket/sharegpt.jsonl',),
+                     vocabulary='gs://your-bucket/vicuna.model')
+  config.target.model.update(dict(head_dim=128, tie_embeddings=False, dtype='bfloat16')
+                             | SIZES[size])
+  config.target.weights_dtype = 'bfloat16'
+  config.target.train.batch_size = 16  # only trained here if nothing is imported
+  config.draft.model = common.feature_draft(draft)
+  config.draft.model.update(DRAFTS[draft].get(size, {}))
+  config.draft.train.update(steps=0, batch_size=16)
+
+  config.distill.update(objective='feature', data_source='fixed', control=False, seeds=(0,))
+  config.distill.rollout.max_new_tokens = 512
+  config.distill.train.update(common.feature_recipe(draft))
+  config.evaluate.update(gammas=(5,), trees=('eagle1', f'dynamic k10 d6 n{nodes}'),
+                         max_new_tokens=512, num_prompts=480, topology=decoding)
+  config.evaluate.mesh.tensor = -1
+  return config

@@ -1,0 +1,86 @@
+"""One drafted tree of a decoding loop and what became of it: for a picture, not for figures."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from specdistill_jax import structs
+from specdistill_jax.decoding import chain
+from specdistill_jax.decoding import engine
+from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.decoding import state as state_lib
+from specdistill_jax.evaluation import step_costs
+
+MOST_CYCLES = 8  # that are looked at for one in which something was kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+  """A tree by slots: 0 is the root, the last committed token, i + 1 node i.
+
+  Attributes:
+    parents: the slot of each node's parent.
+    words: the root's and each node's.
+    probabilities: the draft's, of each node after its parent; None where it didn't say.
+    kept: slots of the accepted path, the root's first.
+    next_word: what the target put behind them: its correction, or the bonus token.
+    cycle: which one of the text it was, from 1.
+  """
+  parents: list[int]
+  words: list[str]
+  probabilities: list[float] | None
+  kept: list[int]
+  next_word: str
+  cycle: int
+
+
+@functools.partial(jax.jit, static_argnames=('rule', 'sampling'))
+def _cycle(module, drafter, state, *, rule, sampling):
+  state, proposal, path, verdict = chain.cycle(
+      module, drafter, state, rule=rule, sampling=sampling, eos_id=state_lib.end_ids(module))
+  return state, proposal.replace(drafter_state=None), path.tokens_bg, verdict
+
+
+def look(module: Any, setting: step_costs.Setting, prompts_bt: np.ndarray,
+         prompt_lengths_b: np.ndarray, key: jax.Array, *, sampling: sampling_lib.Sampling,
+         max_new_tokens: int, word: Callable[[int], str] = str) -> Tree:
+  """Continues a batch until two tokens of a tree of its first row were kept, and gives that tree.
+
+  After `MOST_CYCLES`, or at the row's end, the last one.
+
+  Args:
+    setting: its drafter drafts trees.
+    word: a token id to what stands for it.
+  """
+  state = engine.prefill_speculative(module, setting.drafter, prompts_bt, prompt_lengths_b, key,
+                                     max_new_tokens=max_new_tokens)
+  for number in range(1, MOST_CYCLES + 1):
+    root = int(state_lib.last_tokens(state)[0])
+    state, *seen = _cycle(module, setting.drafter, state, rule=setting.rule, sampling=sampling)
+    proposal, path_bg, verdict = jax.device_get(seen)
+    found = _tree(proposal, path_bg[0, :verdict.num_accepted_b[0]].tolist(),
+                  [root, *proposal.tokens_bg[0].tolist()], int(verdict.next_token_b[0]), number,
+                  word)
+    if len(found.kept) > 2 or bool(state.done_b[0]):
+      break
+  return found
+
+
+def _tree(proposal: structs.Proposal, path: list[int], tokens: list[int], next_token: int,
+          number: int, word: Callable[[int], str]) -> Tree:
+  branches = proposal.branches
+  if branches is None:  # a tree of width one, proposed as a chain
+    parents, thought = list(range(len(tokens) - 1)), None
+  else:
+    parents, thought = branches.parents_bm[0].tolist(), branches.draft_log_probs_bm
+  kept = [0]
+  for token in path:  # siblings differ, and filler comes last
+    kept.append(next(node + 1 for node, parent in enumerate(parents)
+                     if parent == kept[-1] and tokens[node + 1] == token))
+  return Tree(parents, [word(token) for token in tokens],
+              None if thought is None else np.exp(thought[0]).tolist(), kept, word(next_token),
+              number)
