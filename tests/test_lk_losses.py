@@ -51,13 +51,18 @@ def totals(chosen, a, mask, chunk=None, truncated=False, **options):
   restrict = (lambda x: jnp.take(x, IDS, axis=-1)) if truncated else None
   return chunked.distillation(
       chosen, lambda x: x @ head_vd.T, a['student_btgd'], lambda x: x @ a['teacher_vd'].T,
-      a['teacher_btgd'], mask, chunk=chunk, restrict=restrict, **options)
+      a['teacher_btgd'], jnp.asarray(mask), chunk=chunk, restrict=restrict, **options)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def figures_of(chosen, a, mask, chunk, truncated):
   loss = lambda a: (lambda t: (t.loss, t))(totals(chosen, a, mask, chunk, truncated))
   return jax.grad(loss, has_aux=True)(a)[::-1]
+
+
+def assert_all(compare, found, expected):
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    compare(x, y)
 
 
 def softmax(x):
@@ -147,7 +152,7 @@ def test_masked_tokens_change_nothing_whatever_they_hold(name):
   for chunk in (None, 2 * G):
     found, expected = (figures_of(objective(name), a, MASK, chunk, False)
                        for a in (holed, arrays()))
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert_all(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -164,7 +169,7 @@ def test_a_point_mass_teacher_gives_the_label_s_negative_log_likelihood():
   labels = np.argmax(a['teacher_btgd'] @ a['teacher_vd'].T, axis=-1)
   expected = chunked.supervised(
       objectives.Objective(), lambda x: x @ a['student_vd'].T / 1.3, a['student_btgd'],
-      jnp.asarray(labels), MASK).loss
+      jnp.asarray(labels), jnp.asarray(MASK)).loss
   by_name = {name: figures_of(objective(name), a, MASK, None, False)[0]
              for name in ('acceptance_nll uniform', 'forward_kl')}
   chosen = objectives.Objective('acceptance_nll', temperature=1.3, position_weights='uniform')
@@ -191,7 +196,7 @@ def test_parts_add_up_to_the_whole_given_its_alpha():
   for chunk in (None, G):
     parts = [totals(chosen, row(i), MASK[i:i + 1], chunk, alpha=whole.alpha_g) for i in range(B)]
     added = jax.tree.map(lambda *xs: sum(xs), *parts)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), added, whole)
+    assert_all(functools.partial(np.testing.assert_allclose, rtol=1e-5), added, whole)
   assert abs(totals(chosen, row(0), MASK[:1]).loss - parts[0].loss) > 1e-4
 
 
@@ -251,7 +256,7 @@ def test_figures_by_position(truncated):
   head_vd = a['student_vd'][IDS] if truncated else a['student_vd']
   found = figures.measured(
       lambda x: x @ head_vd.T, a['student_btgd'], lambda x: x @ a['teacher_vd'].T,
-      a['teacher_btgd'], MASK, chunk=2 * G, restrict=restrict).means()
+      a['teacher_btgd'], jnp.asarray(MASK), chunk=2 * G, restrict=restrict).means()
   q = softmax(np.asarray(a['student_btgd'] @ head_vd.T, np.float64))
   whole = softmax(np.asarray(a['teacher_btgd'] @ a['teacher_vd'].T, np.float64))
   p = whole[..., IDS] if truncated else whole

@@ -62,10 +62,11 @@ def measured(student_head: chunked.Head, student_features, teacher_head: chunked
     size = rows[0].shape[1] * rows[0].shape[2] if chunk is None else chunk
     return chunked.summed(of_chunk, chunked.split(rows, size)), None
 
-  return over_rows(local)(*jax.lax.stop_gradient((whole, rows)))[0]
+  return Figures(**over_rows(local)(*jax.lax.stop_gradient((whole, rows)))[0])
 
 
-def _sums(student, teacher, mask_btg, temperature, restrict) -> Figures:
+def _sums(student, teacher, mask_btg, temperature, restrict) -> dict[str, jax.Array]:
+  """Fields of `Figures`."""
   student, teacher = (x.astype(jnp.float32) / temperature for x in (student, teacher))
   all_tokens, log_norm = teacher, None
   if restrict is not None:
@@ -74,7 +75,7 @@ def _sums(student, teacher, mask_btg, temperature, restrict) -> Figures:
   agreement = ((jnp.argmax(student, axis=-1) == jnp.argmax(teacher, axis=-1))
                & (jnp.max(teacher, axis=-1) >= jnp.max(all_tokens, axis=-1)))
   add = functools.partial(objectives.position_sums, mask_btg=mask_btg)
-  return Figures(
+  return dict(
       count=add(jnp.ones_like(mask_btg)), alpha=add(alpha), agreement=add(agreement),
       kl=add(divergences.forward_kl(student, teacher)), tvd=add(1 - alpha),
       student_entropy=add(entropy(student)), teacher_entropy=add(entropy(all_tokens)))

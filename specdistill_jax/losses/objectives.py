@@ -178,6 +178,12 @@ class Totals:
     return self.overlap_sum_g / jnp.maximum(self.count_g, 1)
 
 
+def no_totals(positions: int) -> Totals:
+  """Where adding up begins, for as many draft positions."""
+  zero, zeros = jnp.zeros((), jnp.float32), jnp.zeros((positions,), jnp.float32)
+  return Totals(zero, zero, zero, zeros, zeros)
+
+
 def supervised(objective: Objective, student_logits, labels, mask) -> Totals:
   """Cross-entropy on given labels. `mask` is aligned with the logits."""
   return _whole(objective, student_logits, labels, mask, None, None)

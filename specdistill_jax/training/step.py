@@ -104,13 +104,13 @@ def gradients(objective: objectives.Objective, student, teacher, batch: structs.
     keys = None if dropout_key is None else jax.random.split(dropout_key, accumulation)
     scanned = _micro_batches(batch, accumulation, mesh), keys
     add = lambda sums, found: (jax.tree.map(jnp.add, sums, found), None)
-    in_float32 = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), tree)
-    no_totals = in_float32(jax.eval_shape(
-        lambda: loss_sum(student, *jax.tree.map(lambda x: x[0], scanned), alpha=0.0)[1]))
+    one = jax.tree.map(lambda x: x[0], scanned)
+    positions = jax.eval_shape(lambda: loss_sum(student, *one, alpha=0.0)[1].count_g).shape[0]
+    no_totals = objectives.no_totals(positions)
     if objective.needs_alpha and alpha is None:
       alpha = jax.lax.scan(lambda sums, xs: add(sums, loss_sum(student, *xs, alpha=0.0)[1]),
                            no_totals, scanned)[0].alpha_g
-    zeros = in_float32(student), no_totals
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), student), no_totals
     (grads, totals), _ = jax.lax.scan(
         lambda sums, xs: add(sums, grad_fn(student, *xs, alpha=alpha)), zeros, scanned)
   return jax.tree.map(lambda g: g.astype(jnp.float32) / totals.weight, grads), totals
