@@ -67,7 +67,7 @@ def get_config(arg: str = '7b-fspad') -> ml_collections.ConfigDict:
 
   config.distill.update(objective='feature', data_source='fixed', control=False, seeds=(0,))
   config.distill.rollout.max_new_tokens = 512
-  config.distill.train.update(common.feature_recipe(draft))
+  config.distill.train.update(common.feature_recipe(draft), head_chunk=256)
   config.evaluate.update(gammas=(5,), trees=('eagle1', f'dynamic k10 d6 n{nodes}'),
                          max_new_tokens=512, num_prompts=480, topology=decoding)
   config.evaluate.mesh.tensor = -1

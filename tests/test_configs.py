@@ -68,7 +68,7 @@ def test_the_sweep_of_feature_drafts_is_a_study_each():
   for draft, cell in zip(module.DRAFTS, module.get_sweep(), strict=True):
     config = module.get_config().lock()
     config.update_from_flattened_dict(cell)
-    assert config.to_json() == module.get_config(draft).to_json()
+    assert config.to_dict() == module.get_config(draft).to_dict()
 
 
 def test_there_are_configs():
