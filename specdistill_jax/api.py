@@ -118,7 +118,7 @@ def on_given_text(target: base.Model, drafter: base.Model) -> Any:
 def make_drafter(model: base.Model, *, gamma: int | None = None, tree: str | None = None,
                  target_sampling: sampling_lib.Sampling, draft_sampling: str = 'sampled',
                  min_confidence: float = 0.0, target: base.Model | None = None
-                 ) -> structs.Drafter:
+                 ) -> Any:
   """The drafter of chains, or of trees, for a target that samples as `target_sampling` says.
 
   `target` is needed by a feature-level draft, which shares its embedding and head.
