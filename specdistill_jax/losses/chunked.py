@@ -34,6 +34,9 @@ class ByPosition:
   """A head that differs between draft positions: `head` of `[b, t, g, d]` gives `[b, t, g, v]`."""
   head: Head
 
+  def __call__(self, features):
+    return self.head(features)
+
 
 def supervised(objective: objectives.Objective, student_head: Head, features, labels, mask, *,
                chunk: int | None = None,
@@ -79,7 +82,7 @@ def logits(head: Head | None, features):
 def _taking(head):
   """`head` of `[b, t, g, d]`, or `[b, t, d]`; most take all positions as `[b, t g, d]`."""
   if isinstance(head, ByPosition):
-    return head.head
+    return head
   def whole(features):
     flat = features.reshape(features.shape[0], -1, features.shape[-1])
     return head(flat).reshape(*features.shape[:-1], -1)

@@ -79,8 +79,7 @@ def tvd(student_logits: Logits, teacher_logits: TeacherLogits, *,
 def acceptance(student_logits: Logits, teacher_logits: TeacherLogits, *,
                teacher_log_norm: LogNorm = None) -> PerToken:
   """The overlap sum_v min(teacher, student): the chance that a drafted token is accepted."""
-  return jnp.sum(jnp.exp(jnp.minimum(
-      *_log_probs(student_logits, teacher_logits, teacher_log_norm))), axis=-1)
+  return _overlap(*_log_probs(student_logits, teacher_logits, teacher_log_norm))
 
 
 def acceptance_nll(student_logits: Logits, teacher_logits: TeacherLogits, *,
@@ -116,14 +115,14 @@ def lk_hybrid(student_logits: Logits, teacher_logits: TeacherLogits, *, eta: flo
     raise ValueError(f'lk_hybrid: eta is {eta}, and must be at least 0')
   if weight is not None and not 0 <= weight <= 1:
     raise ValueError(f'lk_hybrid: weight is {weight}, and must lie in [0, 1]')
-  distance = tvd(student_logits, teacher_logits, teacher_log_norm=teacher_log_norm)
+  divergence, distance = _kl_and_tvd(student_logits, teacher_logits, teacher_log_norm)
   if weight is None:
     if mean_acceptance is None:
       mask_bt = jnp.ones_like(distance) if mask_bt is None else mask_bt.astype(jnp.float32)
       mean_acceptance = 1 - (jnp.sum(jnp.where(mask_bt > 0, distance, 0.) * mask_bt)
                              / jnp.maximum(jnp.sum(mask_bt), 1e-8))
     weight = jax.lax.stop_gradient(jnp.exp(-eta * mean_acceptance))
-  return weight * forward_kl(student_logits, teacher_logits) + (1 - weight) * distance
+  return weight * divergence + (1 - weight) * distance
 
 
 def dspark(student_logits: Logits, teacher_logits: TeacherLogits, *,
@@ -133,8 +132,8 @@ def dspark(student_logits: Logits, teacher_logits: TeacherLogits, *,
   The cross-entropy is against the teacher's law, less its entropy, which has no gradient: the
   mean over the teacher's samples of what a sampled label gives, and zero for equal models.
   """
-  distance = tvd(student_logits, teacher_logits, teacher_log_norm=teacher_log_norm)
-  return 0.1 * forward_kl(student_logits, teacher_logits) + 0.9 * 2 * distance
+  divergence, distance = _kl_and_tvd(student_logits, teacher_logits, teacher_log_norm)
+  return 0.1 * divergence + 0.9 * 2 * distance
 
 
 def cross_entropy(student_logits: Logits, labels_bt: Int[Array, '...']) -> PerToken:
@@ -157,6 +156,19 @@ def _log_probs(student_logits, teacher_logits, teacher_log_norm=None):
   if teacher_log_norm is None:
     return student, jax.nn.log_softmax(teacher_logits, axis=-1)
   return student, teacher_logits - jax.lax.stop_gradient(teacher_log_norm)[..., None]
+
+
+def _kl_and_tvd(student_logits, teacher_logits, teacher_log_norm):
+  """Both from the same log-probabilities, which are as large as the logits."""
+  student, teacher = _log_probs(student_logits, teacher_logits, teacher_log_norm)
+  distance = 1 - _overlap(student, teacher)
+  if teacher_log_norm is not None:
+    teacher = jax.nn.log_softmax(teacher, axis=-1)
+  return _kl(teacher, student), distance
+
+
+def _overlap(student, teacher):
+  return jnp.sum(jnp.exp(jnp.minimum(student, teacher)), axis=-1)
 
 
 def _finite(log_probs):
