@@ -130,8 +130,9 @@ def test_objectives_reach_every_parameter_in_both_forms(kind, name):
   (grads, totals), (chunked_grads, chunked_totals) = (
       run(draft(kind).module, chunk) for chunk in (None, 2 * POSITIONS))
   assert totals.count_g.shape == (POSITIONS,)
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
-               (totals, grads), (chunked_totals, chunked_grads))
+  for x, y in zip(jax.tree.leaves((totals, grads)),
+                  jax.tree.leaves((chunked_totals, chunked_grads)), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
   for path, grad in key_tables.by_path(grads).items():
     assert np.abs(np.asarray(grad)).max() > 1e-6, path
 

@@ -65,8 +65,8 @@ def test_positions_are_mixed_by_the_overlap_of_the_global_batch(sizes, chunk, ac
   expected = gradients(1, 1, 1, chunk=None, accumulation=1)
   found = gradients(*sizes, chunk=chunk, accumulation=accumulation)
   assert len(set(np.asarray(expected[1].alpha_g))) == POSITIONS
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6),
-               found, expected)
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
 
 
 def test_the_overlap_before_mixes_the_next_update():

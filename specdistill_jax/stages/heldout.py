@@ -87,9 +87,9 @@ class HeldOut:
 
   def _by_position(self, module, unrolled) -> dict[str, Any]:
     """Both laws on the target's continuations; of a draft that is unrolled, at each position."""
-    look = lambda module: jax.device_get(_figures(
+    look = lambda module: _figures(
         module, self._teacher.module, self._continued, chunk=self._chunk,
-        temperature=self._objective.temperature).means())
+        temperature=self._objective.temperature).means()
     found = look(module)
     alone = dict(validation_alpha=float(found.alpha[0]))
     if module is not unrolled:
@@ -98,7 +98,7 @@ class HeldOut:
     mixture = self._objective.mixture(found.alpha)
     return alone | dict(
         simulated_block_efficiency=float(blocks.simulated_block_efficiency(alphas)),
-        kl_weight_by_position=None if mixture is None else np.asarray(mixture).tolist(),
+        kl_weight_by_position=None if mixture is None else mixture.tolist(),
         **{f'{name}_by_position': getattr(found, name).tolist() for name in (
             'alpha', 'agreement', 'kl', 'tvd', 'student_entropy', 'teacher_entropy')})
 
