@@ -92,13 +92,17 @@ def feature_draft(family: str) -> ml_collections.ConfigDict:
   """A feature-level draft of a decoder, in place of the draft's `decoder()`.
 
   Trained by `distill` with the objective 'feature'; `draft.train.steps` is 0. Sizes that are
-  not given are the target's. Fields are those of `drafters.fspad` and `drafters.eagle3`.
+  not given are the target's. Fields are those of `drafters.fspad`, `eagle3`, `mtp`, and of
+  `drafters.heads`: medusa and mlp, whose attention and MLP sizes are not used.
   """
   own = {
       'eagle': dict(fusion_bias=True, feature_noise=0.2),
       'fspad': dict(feature_sampling=True, partial_alignment=True, feature_noise=0.2),
       'eagle3': dict(draft_vocab_size=_optional(int),  # most frequent tokens; None: 32,000 or all
                      unrolled_steps=7, step_decay=0.8),
+      'mtp': dict(unrolled_steps=6, step_decay=0.8),
+      'medusa': dict(positions=6, own_heads=True, step_decay=0.8),
+      'mlp': dict(positions=6, inner_width=_optional(int), tied=False, step_decay=1.0),
   }
   return ml_collections.ConfigDict(dict(
       family=family, num_heads=_optional(int), num_kv_heads=_optional(int),
@@ -148,14 +152,21 @@ def train() -> ml_collections.ConfigDict:
 
 def distill() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
-      # forward_kl | reverse_kl | jsd | tvd | acceptance_nll | lk_hybrid; feature, for drafts
-      # of `feature_draft`.
+      # forward_kl | reverse_kl | jsd | tvd | acceptance_nll | lk_hybrid | end_to_end_tvd | dspark;
+      # feature, for drafts of `feature_draft`. Fields behind it, as in 'lk_hybrid,eta=10':
+      #   eta=3, kl_weight=None, alpha_over=batch|previous|token    of lk_hybrid
+      #   position_weights=decay|uniform|adaptive, decay=0.8, floor=0.5    of draft positions
+      #   block=1: tokens that a standalone draft drafts together
+      #   keep=1: share of tokens learnt (AdaSPEC), by a reference: this objective without it
+      # See losses.objectives.Objective.
       objective='forward_kl',
+      also=(),                 # further objectives: an arm each, of the same draft, data, steps
       beta=0.5,                # jsd only
       data_source='draft',     # fixed | target | draft | draft_stored | fixed+draft | target+draft
       student_fraction=0.5,    # lambda, of the sources with a plus
       normalisation='sequence',      # sequence (paper, Eq. 2) | token
-      temperature=1.0,         # of both models inside the loss
+      # Of both models inside the loss; None: the one above 0 in evaluate.temperatures.
+      temperature=_optional(float),
       rollout=ml_collections.ConfigDict(dict(
           temperature=1.0, top_k=_optional(int), top_p=_optional(float),
           max_new_tokens=64,

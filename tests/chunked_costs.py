@@ -21,8 +21,15 @@ from specdistill_jax.losses import objectives
 ROWS, LENGTH, WIDTH = 4, 256, 128
 
 
-def measure(name: str, vocab_size: int, chunk: int | None) -> dict[str, float]:
-  objective = objectives.Objective(name)
+SPECS = (*(name for name in objectives.DIVERGENCES if name != 'end_to_end_tvd'),
+         'lk_hybrid,alpha_over=previous', 'lk_hybrid,alpha_over=token', 'end_to_end_tvd,block=8',
+         'forward_kl,position_weights=adaptive,block=8')
+
+
+def measure(spec: str, vocab_size: int, chunk: int | None) -> dict[str, float]:
+  objective = (objectives.Objective() if spec == objectives.CROSS_ENTROPY
+               else objectives.from_spec(spec))
+  alpha = jnp.full(objective.block, 0.5) if objective.alpha_over == 'previous' else None
   keys = jax.random.split(jax.random.key(0), 4)
   weights = [jax.random.normal(key, (vocab_size, WIDTH)) / WIDTH ** 0.5 for key in keys[:2]]
   features = [jax.random.normal(key, (ROWS, LENGTH, WIDTH)) for key in keys[2:]]
@@ -35,7 +42,7 @@ def measure(name: str, vocab_size: int, chunk: int | None) -> dict[str, float]:
       return chunked.supervised(objective, head, student_btd, labels_bt, mask_bt,
                                 chunk=chunk).loss
     return chunked.distillation(objective, head, student_btd, lambda x_btd: x_btd @ teacher_vd.T,
-                                teacher_btd, mask_bt, chunk=chunk).loss
+                                teacher_btd, mask_bt, chunk=chunk, alpha=alpha).loss
 
   arguments = weights[0], features[0], weights[1], features[1]
   gradient = jax.value_and_grad(loss, argnums=(0, 1))
@@ -45,16 +52,16 @@ def measure(name: str, vocab_size: int, chunk: int | None) -> dict[str, float]:
     started = time.perf_counter()
     jax.block_until_ready(compiled(*arguments))
     seconds.append(time.perf_counter() - started)
-  return dict(objective=name, vocab_size=vocab_size, chunk=chunk, seconds=sorted(seconds[1:])[1],
+  return dict(objective=spec, vocab_size=vocab_size, chunk=chunk, seconds=sorted(seconds[1:])[1],
               temporary_bytes=compiled.memory_analysis().temp_size_in_bytes,
               compiler_flops=compiled.cost_analysis()['flops'],
               needed_flops=needed.flops(jax.make_jaxpr(gradient)(*arguments), 1))
 
 
 def main(vocab_size: int = 32_768, chunk: int = 16) -> None:
-  for name in (objectives.CROSS_ENTROPY, *objectives.DIVERGENCES):
+  for spec in (objectives.CROSS_ENTROPY, *SPECS):
     for size in (None, chunk):
-      print(json.dumps(measure(name, vocab_size, size)), flush=True)
+      print(json.dumps(measure(spec, vocab_size, size)), flush=True)
 
 
 if __name__ == '__main__':

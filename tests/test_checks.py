@@ -12,6 +12,12 @@ WRONG = [
     # Field, value, and what the sentence must name beside both.
     ('distill.objective', 'forwad_kl', 'forward_kl'),
     ('distill.objective', 'kl', 'reverse_kl'),
+    ('distill.objective', 'lk_hybrid,eta=fast', 'eta must be at least 0'),
+    ('distill.objective', 'lk_hybrid,beta=1', 'eta, kl_weight'),
+    ('distill.objective', 'tvd,kl_weight=0.5', 'of lk_hybrid only'),
+    ('distill.objective', 'tvd,keep=0.4', "the draft of 'tvd'"),
+    ('distill.also', ('forward_kl',), 'already'),
+    ('distill.also', ('jsd', 'jsd'), 'without repeated'),
     ('distill.data_source', 'drafts', 'draft_stored'),
     ('distill.student_fraction', 1.5, 'from 0 to 1'),
     ('distill.student_fraction', 0.75, 'fixed+draft'),

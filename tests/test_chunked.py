@@ -70,7 +70,8 @@ CASES = {name: (objectives.Objective(name, beta=0.3, temperature=1.5, normalisat
          for name, chunk, normalisation in [
              ('cross_entropy', 4, 'sequence'), ('forward_kl', 5, 'token'),
              ('reverse_kl', 3, 'sequence'), ('jsd', 1, 'token'), ('tvd', 64, 'sequence'),
-             ('acceptance_nll', 10, 'token'), ('lk_hybrid', 4, 'sequence')]}
+             ('acceptance_nll', 10, 'token'), ('lk_hybrid', 4, 'sequence'),
+             ('end_to_end_tvd', 7, 'token'), ('dspark', 2, 'sequence')]}
 
 
 @pytest.mark.parametrize('name', [objectives.CROSS_ENTROPY, *objectives.DIVERGENCES])
@@ -200,7 +201,7 @@ def temporaries(name, chunk):
   return compiled(name, chunk).memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize('name', ['jsd', 'lk_hybrid'])
+@pytest.mark.parametrize('name', objectives.DIVERGENCES)
 def test_memory_is_that_of_a_chunk(name):
   assert temporaries(name, 4) < temporaries('forward_kl', None) / 4
   assert temporaries(name, 4) < 1.1 * temporaries('forward_kl', 4)

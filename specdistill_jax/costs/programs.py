@@ -27,6 +27,7 @@ from specdistill_jax.drafters import built as built_lib
 from specdistill_jax.drafters import families
 from specdistill_jax.drafters import feature
 from specdistill_jax.losses import objectives
+from specdistill_jax.losses import specs
 from specdistill_jax.training import rollouts
 from specdistill_jax.training import state as state_lib
 from specdistill_jax.training import step as step_lib
@@ -112,9 +113,10 @@ def training(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
   distill = config.distill
   settings = distill.train
   state_lib.check(settings, sharding.rows_per_step(mesh))
-  objective = objectives.Objective(
+  objective = objectives.from_spec(
       distill.objective, beta=distill.beta, normalisation=distill.normalisation,
-      temperature=distill.temperature)
+      temperature=specs.serving_temperature(
+          distill.temperature, config.evaluate and config.evaluate.temperatures))
   rollout = None
   if on_policy:
     if families.is_feature_draft(config.draft.model):
@@ -130,7 +132,7 @@ def training(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
   def update(remat, **changed):
     student = _model_config(config, 'draft', dropout=settings.dropout, remat=remat)
     create = lambda: state_lib.create(
-        families.init(student, jax.random.key(0)), state_lib.optimizer(settings))
+        families.init(student, jax.random.key(0)), state_lib.optimizer(settings, objective))
     abstract = jax.eval_shape(create)
     function = step_lib.make(dict(settings) | changed, objective, rollout, mesh, abstract,
                              config.draft.layout)

@@ -126,6 +126,13 @@ EAGLE1 = by_digits("""
     0000 0001 0002
     00000 00001""")
 
+# Cai et al. 2024 (Medusa, arXiv 2401.10774), their code's mc_sim_7b_63, by levels.
+MEDUSA = by_digits("""
+    0 1 2 3 4 5 6 7 8 9
+    00 01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16 20 21 22 30 31 40 50 60 70 80 90
+    000 001 002 003 004 005 006 007 008 009 010 011 012 020 021 030 040 050 060 070 100 101 200
+    0000 0001""")
+
 
 @dataclasses.dataclass(frozen=True)
 class Dynamic:

@@ -1,6 +1,7 @@
 """Drafted trees by the names that configs ask for them with and results rows carry.
 
   eagle1              the published tree of EAGLE-1, 25 nodes on 5 levels
+  medusa              the published tree of Medusa, 63 nodes on 4 levels
   0 1 00 01 10 000    a static tree: the ranks along the path to each node, a digit each
   dynamic k10 d6 n60  EAGLE-2's: children of a node, levels, and nodes that are verified
 """
@@ -10,7 +11,7 @@ import re
 from specdistill_jax.decoding import tree
 
 CHAIN = 'chain'  # what a row says that drafted no tree
-STATIC = {'eagle1': tree.EAGLE1}
+STATIC = {'eagle1': tree.EAGLE1, 'medusa': tree.MEDUSA}
 _DYNAMIC = re.compile(r'dynamic k(\d+) d(\d+) n(\d+)')
 _PATHS = re.compile(r'\d+( \d+)*')
 

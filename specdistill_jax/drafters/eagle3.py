@@ -122,6 +122,11 @@ class Eagle3(nnx.Module):
   def captured(self) -> tuple[int, ...]:
     return self.config.captured_layers
 
+  @property
+  def positions(self) -> int:
+    """Unrolled in training."""
+    return self.config.unrolled_steps
+
   def inputs(self, features: dict[str, jax.Array]) -> jax.Array:
     """What is carried beside a token at a verified position: three layers' inputs, fused."""
     return layers.linear(features['captured_btw'].astype(self.config.dtype),

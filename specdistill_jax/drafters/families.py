@@ -8,12 +8,17 @@ import jax
 from specdistill_jax.drafters import eagle3
 from specdistill_jax.drafters import feature_config
 from specdistill_jax.drafters import fspad
+from specdistill_jax.drafters import heads
+from specdistill_jax.drafters import mtp
 from specdistill_jax.models import families as models
 
 FEATURE_DRAFTS = {
     'eagle': (fspad.EagleConfig, fspad.init),
     'fspad': (fspad.FSPADConfig, fspad.init),
     'eagle3': (eagle3.Eagle3Config, eagle3.init),
+    'mtp': (mtp.MTPConfig, mtp.init),
+    'medusa': (heads.MedusaConfig, heads.init),
+    'mlp': (heads.MLPConfig, heads.init),
 }
 FAMILIES = models.FAMILIES | FEATURE_DRAFTS
 

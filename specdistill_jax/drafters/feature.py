@@ -52,7 +52,7 @@ class Bound:
       What the head reads for what follows each token, what is carried beside a token drafted
       there, both `[b, t, d]`, and the cache.
     """
-    embedded_btd = self.ends.embed(tokens_bt, positions_bt + 1)
+    embedded_btd = embedded(self.module, self.ends, tokens_bt, carried_btd, positions_bt)
     return self.module(embedded_btd, carried_btd, positions_bt, mask_bts, cache)
 
   def logits(self, read_btd) -> jax.Array:
@@ -83,13 +83,21 @@ class TeacherForced:
     carried_btd = jnp.pad(carried_btd, ((0, 0), (1, 0), (0, 0)))[:, :-1]
     positions_bt, mask_bts = feature_config.causal(tokens_bt)
     mask_bts = mask_bts & ((positions_bt[:, None, :] > 0) | (positions_bt[:, :, None] == 0))
-    read_btd, *_ = self.module(self.target.embed(tokens_bt, positions_bt), carried_btd,
-                               jnp.maximum(positions_bt - 1, 0), mask_bts)
+    before_bt = positions_bt - 1
+    embedded_btd = embedded(self.module, self.target, tokens_bt, carried_btd, before_bt)
+    read_btd, *_ = self.module(embedded_btd, carried_btd, jnp.maximum(before_bt, 0), mask_bts)
     labels_bt, mask_bt = structs.labels_and_mask(batch.tokens_bt, batch.loss_mask_bt)
     return structs.Supervision(read_btd[:, first:], labels_bt[:, first:], mask_bt[:, first:])
 
   def logits(self, read_btd) -> jax.Array:
     return self.module.logits(read_btd, self.target)
+
+
+def embedded(module, target, tokens_bt, carried_btd, positions_bt):
+  """The embedding of each pair's token: the target's, unless the draft has one of its own."""
+  if hasattr(module, 'embedded'):
+    return module.embedded(tokens_bt, carried_btd)
+  return target.embed(tokens_bt, positions_bt + 1)
 
 
 @struct.dataclass

@@ -84,6 +84,7 @@ class FeatureSampling(nnx.Module):
 class Eagle(nnx.Module):
   """The network of both; an instance is a pytree of its own parameters alone."""
   captured = ()  # layers of the target whose inputs it reads, beside the final feature
+  positions = 1  # unrolled in training
 
   def __init__(self, config: EagleConfig | FSPADConfig, *, rngs: nnx.Rngs):
     d, layer = config.width, config.layer()

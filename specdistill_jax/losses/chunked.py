@@ -4,12 +4,14 @@ At a vocabulary of 128,256 the float32 logits of 8,192 tokens take 4.2 GB, for e
 loss makes several arrays of their size. Here the heads run on `chunk` positions of every row at a
 time. A chunk's gradient on the student's features and head is taken while its logits are there,
 in the forward pass; the backward pass scales it. So no product runs twice, except for an
-objective that `needs_alpha`: its heads run once more before, over all tokens.
+objective that `mixes_by_alpha` and is not given it: its heads run once more before, over all
+tokens.
 
 With `chunk=None` the logits are made whole, and differentiated like any other function.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -19,92 +21,134 @@ import jax.numpy as jnp
 from specdistill_jax.losses import objectives
 
 Head = Callable[[Any], Any]  # features [b, t, d] -> logits [b, t, v]
-# (student logits, reference, mask_bt, alpha) -> loss and overlap [b, t], as `objectives.per_token`.
+# (student logits, reference, mask_btg, alpha) -> loss and overlap [b, t, g], as
+# `objectives.per_token`.
 PerToken = Callable[..., Any]
 # A function of arrays that all rows share and arrays by rows, which returns sums and arrays by
 # rows, to one that does it with the rows spread over devices.
 OverRows = Callable[[Callable[..., Any]], Callable[..., Any]]
-_NOTHING = (0.0, 0.0)
 
 
-def supervised(objective: objectives.Objective, student_head: Head, features_btd, labels_bt,
-               mask_bt, *, chunk: int | None = None,
+@dataclasses.dataclass(frozen=True)
+class ByPosition:
+  """A head that differs between draft positions: `head` of `[b, t, g, d]` gives `[b, t, g, v]`."""
+  head: Head
+
+  def __call__(self, features):
+    return self.head(features)
+
+
+def supervised(objective: objectives.Objective, student_head: Head, features, labels, mask, *,
+               chunk: int | None = None,
                over_rows: OverRows = lambda function: function) -> objectives.Totals:
-  """Cross-entropy on given labels, as `objectives.supervised` of `student_head(features_btd)`.
+  """Cross-entropy on given labels, as `objectives.supervised` of `student_head(features)`.
 
   Args:
     chunk: positions of a row at a time, at most; None: all of them.
     over_rows: `sharding.over_rows`, where rows are spread over devices.
   """
   return totals(objective, functools.partial(objectives.per_token, objective), student_head,
-                features_btd, lambda labels: labels, labels_bt, mask_bt, chunk=chunk,
-                over_rows=over_rows)
+                features, None, labels, mask, chunk=chunk, over_rows=over_rows)
 
 
-def distillation(objective: objectives.Objective, student_head: Head, student_features_btd,
-                 teacher_head: Head, teacher_features_btd, mask_bt, *, chunk: int | None = None,
-                 alpha=None, over_rows: OverRows = lambda function: function
+def distillation(objective: objectives.Objective, student_head: Head, student_features,
+                 teacher_head: Head, teacher_features, mask, *, chunk: int | None = None,
+                 alpha=None, over_rows: OverRows = lambda function: function,
+                 restrict: Head | None = None, frozen_head: bool = False
                  ) -> objectives.Totals:
   """A divergence, as `objectives.distillation` of both heads' logits; widths `d` may differ.
 
   Args:
-    chunk, over_rows: as in `supervised`.
-    alpha: as in `objectives.per_token`.
+    student_features: `[b, t, d]` with a mask `[b, t]`, or of several draft positions
+      `[b, t, g, d]` with a mask `[b, t, g]`; `teacher_features` likewise.
+    chunk: as in `supervised`; the draft positions of a place stay together in one chunk.
+    over_rows: as in `supervised`.
+    alpha, restrict: as in `objectives.per_token`.
+    frozen_head: as in `totals`.
   """
-  return totals(objective, functools.partial(objectives.per_token, objective), student_head,
-                student_features_btd, teacher_head, _blank(teacher_features_btd, mask_bt), mask_bt,
-                chunk=chunk, alpha=alpha, over_rows=over_rows)
+  return totals(
+      objective, functools.partial(objectives.per_token, objective, restrict=restrict),
+      student_head, student_features, teacher_head, _blank(teacher_features, mask), mask,
+      chunk=chunk, alpha=alpha, over_rows=over_rows, frozen_head=frozen_head)
+
+
+def logits(head: Head | None, features):
+  """`head` of features `[b, t, d]` or `[b, t, g, d]`; without a head, what is given."""
+  if head is None:
+    return features
+  return _taking(head)(features)
+
+
+def _taking(head):
+  """`head` of `[b, t, g, d]`, or `[b, t, d]`; most take all positions as `[b, t g, d]`."""
+  if isinstance(head, ByPosition):
+    return head
+  def whole(features):
+    flat = features.reshape(features.shape[0], -1, features.shape[-1])
+    return head(flat).reshape(*features.shape[:-1], -1)
+  return whole
 
 
 def totals(objective: objectives.Objective, per_token: PerToken, student_head: Head,
-           student_features_btd, reference_head: Head, reference, mask_bt, *,
+           student_features, reference_head: Head | None, reference, mask, *,
            chunk: int | None = None, alpha=None,
            over_rows: OverRows = lambda function: function,
            frozen_head: bool = False) -> objectives.Totals:
-  """Of any loss by token: `per_token(student logits, reference_head(reference), mask_bt, alpha)`.
+  """Of any loss by token: `per_token(student logits, reference_head(reference), mask, alpha)`.
 
   Args:
     objective: how tokens are pooled, and whether they need alpha.
-    reference: labels, or features of the teacher; gets no gradient.
+    reference: features of the teacher; without `reference_head`, labels. Gets no gradient.
     frozen_head: whether the student's head is left as it is: it costs no gradient then.
   """
-  features_btd = _blank(student_features_btd, mask_bt)
-  reference = jax.lax.stop_gradient(reference)
+  rows = tuple(objectives.placed(objective, x, mask) for x in (
+      _blank(student_features, mask), jax.lax.stop_gradient(reference), mask,
+      objectives.token_weights(objective, mask)))
   if chunk is None:
-    return objectives.totals(objective, *per_token(
-        student_head(features_btd), reference_head(reference), mask_bt, alpha), mask_bt)
+    features, reference, mask_btg, weight_btg = rows
+    loss_btg, overlap_btg = per_token(
+        logits(student_head, features), logits(reference_head, reference), mask_btg, alpha)
+    return objectives.pooled(objective, jnp.sum(loss_btg * weight_btg),
+                             objectives.position_sums(overlap_btg, mask_btg), mask)
 
   def sums(student, fixed):
-    """Loss and overlap of a chunk, by what is differentiated and what is not."""
-    weights, features_btd = student
-    frozen, reference_weights, alpha, reference, mask_bt, weight_bt = fixed
-    loss_bt, alpha_bt = per_token(
-        _opened(student_head, features_btd)[0](features_btd, *weights, *frozen),
-        _opened(reference_head, reference)[0](reference, *reference_weights), mask_bt, alpha)
-    return jnp.sum(loss_bt * weight_bt), jnp.sum(alpha_bt * mask_bt)
+    """Loss, and overlap by position, by what is differentiated and what is not."""
+    weights, features = student
+    frozen, reference_weights, alpha, reference, mask_btg, weight_btg = fixed
+    loss_btg, overlap_btg = per_token(
+        bound(student_head, features, [*weights, *frozen]),
+        bound(reference_head, reference, reference_weights), mask_btg, alpha)
+    return jnp.sum(loss_btg * weight_btg), objectives.position_sums(overlap_btg, mask_btg)
 
-  weights, frozen = _opened(student_head, features_btd)[1], []
+  weights, frozen = opened(student_head, rows[0]), []
   if frozen_head:
     weights, frozen = frozen, jax.lax.stop_gradient(weights)
-  reference_weights = jax.lax.stop_gradient(_opened(reference_head, reference)[1])
-  rows = (features_btd, reference, mask_bt, objectives.token_weights(objective, mask_bt))
-  if objective.needs_alpha and alpha is None:
-    (_, overlap), _ = over_rows(functools.partial(_sums, sums, chunk))(
-        jax.lax.stop_gradient((weights, frozen, reference_weights, 0.0)),
-        jax.lax.stop_gradient(rows))
-    alpha = overlap / jnp.sum(mask_bt)
+  reference_weights = jax.lax.stop_gradient(opened(reference_head, rows[1]))
+  if objective.mixes_by_alpha and alpha is None:
+    (_, overlap_g), _ = over_rows(functools.partial(_sums, sums, chunk))(
+        *jax.lax.stop_gradient(((weights, frozen, reference_weights, 0.0), rows)))
+    alpha = overlap_g / jnp.maximum(jnp.sum(rows[2], axis=(0, 1)), 1)
   found = _differentiable(sums, chunk, over_rows)(
       (weights, frozen, reference_weights, alpha), rows)
-  return objectives.pooled(objective, *found, mask_bt)
+  return objectives.pooled(objective, *found, mask)
 
 
-def _opened(head, features):
-  """`(function, weights)` with `function(features, *weights)` equal to `head(features)`.
+def opened(head, features):
+  """The weights that `head` reads, in the order in which `bound` takes them."""
+  return [] if head is None else _converted(head, features)[1]
 
-  It holds for features of this shape, on the devices that see it: so it is asked for anew
-  wherever the head is applied. The weights are the same ones each time.
-  """
-  return jax.closure_convert(lambda features: head(features), features)
+
+def bound(head, features, weights):
+  """`logits(head, features)`, of these weights in place of its own."""
+  if head is None:
+    return features
+  # For features of this shape, on the devices that see it: so asked for anew.
+  return _converted(head, features)[0](features, *weights)
+
+
+def _converted(head, features):
+  function = _taking(head)
+  return jax.closure_convert(lambda features: function(features), features)
 
 
 def _differentiable(sums, chunk, over_rows):
@@ -129,41 +173,54 @@ def _differentiable(sums, chunk, over_rows):
 def _sums(sums, chunk, whole, rows):
   """Sums over the chunks of `rows`, and, of no row, nothing: as `over_rows` takes it."""
   weights, *fixed = whole
-  def body(found, rows):
-    features_btd, *inputs = rows
-    return jax.tree.map(jnp.add, found, sums((weights, features_btd), (*fixed, *inputs))), None
-  return jax.lax.scan(body, _NOTHING, _split(rows, chunk))[0], None
+  def of_chunk(rows):
+    return sums((weights, rows[0]), (*fixed, *rows[1:]))
+  return summed(of_chunk, split(rows, chunk)), None
+
+
+def summed(function, chunks):
+  """The sum of `function` over the leading axis of `chunks`."""
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                       jax.eval_shape(function, jax.tree.map(lambda x: x[0], chunks)))
+  return jax.lax.scan(
+      lambda found, rows: (jax.tree.map(jnp.add, found, function(rows)), None), zeros, chunks)[0]
 
 
 def _sums_and_gradients(sums, chunk, whole, rows):
   """The same, with the loss's gradients: on the head, summed in float32, and on the features."""
   weights, *fixed = whole
   def body(carry, rows):
-    features_btd, *inputs = rows
+    features, *inputs = rows
     found, (on_weights, on_features) = jax.value_and_grad(sums, has_aux=True)(
-        (weights, features_btd), (*fixed, *inputs))
+        (weights, features), (*fixed, *inputs))
     return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), carry,
                         (found, on_weights)), on_features
   zeros = [jnp.zeros(weight.shape, jnp.float32) for weight in weights]
-  summed, on_features = jax.lax.scan(body, (_NOTHING, zeros), _split(rows, chunk))
-  on_features = jnp.swapaxes(on_features, 0, 1).reshape(rows[0].shape[0], -1, rows[0].shape[2])
-  return summed, on_features[:, :rows[0].shape[1]]
+  nothing = jnp.zeros(()), jnp.zeros(rows[0].shape[2])
+  found, on_features = jax.lax.scan(body, (nothing, zeros), split(rows, chunk))
+  return found, joined(on_features, rows[0].shape[1])
 
 
-def _split(arrays, chunk):
-  """`[b, t, ...]` to `[chunks, b, <= chunk, ...]`: of equal sizes, the end filled with zeros.
+def split(arrays, chunk):
+  """`[b, t, g, ...]` to `[chunks, b, <= chunk / g, g, ...]`: of equal sizes, filled with zeros.
 
   Positions are split, not rows: these are spread over devices.
   """
-  length = arrays[0].shape[1]
-  count = -(-length // chunk)
+  length, positions = arrays[0].shape[1:3]
+  count = -(-length // max(chunk // positions, 1))
   size = -(-length // count)
-  def split(x):
+  def cut(x):
     x = jnp.pad(x, ((0, 0), (0, count * size - length)) + ((0, 0),) * (x.ndim - 2))
     return jnp.swapaxes(x.reshape(x.shape[0], count, size, *x.shape[2:]), 0, 1)
-  return jax.tree.map(split, arrays)
+  return jax.tree.map(cut, arrays)
 
 
-def _blank(features_btd, mask_bt):
+def joined(x, length):
+  """The inverse for one array, less what was filled in."""
+  x = jnp.swapaxes(x, 0, 1)
+  return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+def _blank(features, mask):
   """Zeroes unsupervised features: a NaN there must not reach the head's gradient either."""
-  return jnp.where(mask_bt[..., None] > 0, features_btd, 0)
+  return jnp.where(mask[..., None] > 0, features, 0)

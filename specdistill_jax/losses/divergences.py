@@ -1,9 +1,14 @@
 """Divergences between the student's and the teacher's next-token laws, per token, unreduced.
 
 DistillSpec (arXiv 2310.08461), Eq. 2 and its divergence table, and LK losses (arXiv
-2602.23881). Every function takes logits `[b, t, v]` (any float type, already divided by a
-temperature) and returns float32 `[b, t]` in nats. Everything is computed in float32 log
+2602.23881). Every function takes logits `[..., v]` (any float type, already divided by a
+temperature) and returns float32 `[...]` in nats. Everything is computed in float32 log
 space, and no gradient reaches the teacher.
+
+A student that drafts from a part of the vocabulary is compared on that part: both logits are of
+its tokens alone, and `teacher_log_norm` is the logsumexp of the teacher's logits over all of
+them. The overlap is then that of the whole laws, in which the student gives the other tokens
+nothing; a KL or JSD, which would be infinite, renormalises the teacher on the part (LK, 4.4).
 
 Logits of -inf forbid a token. A token forbidden by both models adds nothing. A divergence
 that is infinite by definition (the student forbids what the teacher allows in the forward
@@ -16,10 +21,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Logits = Float[Array, 'b t v']
+Logits = Float[Array, '*tokens v']
 # The width is left to `_log_probs`, whose sentence says what is wrong.
-TeacherLogits = Float[Array, 'b t _']
-PerToken = Float[Array, 'b t']
+TeacherLogits = Float[Array, '*tokens _']
+PerToken = Float[Array, '*tokens']
+# The teacher's normaliser, None where the logits are of all tokens.
+LogNorm = Float[Array, '*tokens'] | None
 
 # Stands for the logarithm of zero where an infinity would make 0 * inf or inf - inf. It lies
 # below the logarithm of the smallest float32, so its exponential is exactly zero.
@@ -63,57 +70,73 @@ def jsd(student_logits: Logits, teacher_logits: TeacherLogits, *, beta: float = 
   return jnp.sum(per_token, axis=-1)
 
 
-def tvd(student_logits: Logits, teacher_logits: TeacherLogits) -> PerToken:
+def tvd(student_logits: Logits, teacher_logits: TeacherLogits, *,
+        teacher_log_norm: LogNorm = None) -> PerToken:
   """Total variation, half the L1 distance: exactly one minus the acceptance rate."""
-  student, teacher = _log_probs(student_logits, teacher_logits)
-  return 0.5 * jnp.sum(jnp.abs(jnp.exp(student) - jnp.exp(teacher)), axis=-1)
+  return 1 - acceptance(student_logits, teacher_logits, teacher_log_norm=teacher_log_norm)
 
 
-def acceptance(student_logits: Logits, teacher_logits: TeacherLogits) -> PerToken:
+def acceptance(student_logits: Logits, teacher_logits: TeacherLogits, *,
+               teacher_log_norm: LogNorm = None) -> PerToken:
   """The overlap sum_v min(teacher, student): the chance that a drafted token is accepted."""
-  return _overlap(*_log_probs(student_logits, teacher_logits))
+  return _overlap(*_log_probs(student_logits, teacher_logits, teacher_log_norm))
 
 
-def acceptance_nll(student_logits: Logits, teacher_logits: TeacherLogits) -> PerToken:
+def acceptance_nll(student_logits: Logits, teacher_logits: TeacherLogits, *,
+                   teacher_log_norm: LogNorm = None) -> PerToken:
   """-log of the acceptance rate; its gradient is that of `tvd` over the rate (LK, Eq. 6).
 
   Supports without a common token give +inf with a gradient of zero.
   """
-  student, teacher = _log_probs(student_logits, teacher_logits)
-  overlap = jnp.minimum(student, teacher)
+  overlap = jnp.minimum(*_log_probs(student_logits, teacher_logits, teacher_log_norm))
   disjoint = jnp.max(overlap, axis=-1) == -jnp.inf
   return jnp.where(disjoint, jnp.inf,
                    -jax.nn.logsumexp(jnp.where(disjoint[..., None], 0., overlap), axis=-1))
 
 
 def lk_hybrid(student_logits: Logits, teacher_logits: TeacherLogits, *, eta: float = 3.0,
-              mask_bt: Float[Array, 'b t'] | None = None,
-              mean_acceptance: Float[Array, ''] | float | None = None) -> PerToken:
+              weight: float | None = None, mask_bt: Float[Array, '*tokens'] | None = None,
+              mean_acceptance: Float[Array, '...'] | float | None = None,
+              teacher_log_norm: LogNorm = None) -> PerToken:
   """weight * forward KL + (1 - weight) * TVD, weight = exp(-eta * mean acceptance) (LK, Eq. 4).
 
-  One weight for the whole call, without gradient. Call it once for each draft position of a
-  multi-position drafter.
+  The weight has no gradient.
 
   Args:
-    mean_acceptance: over all tokens of the batch, where this call sees a part of them. None: of
-      the positions where `mask_bt` is 1 (all of them without a mask).
+    weight: a fixed one, in place of that formula.
+    mean_acceptance: of which tokens the weight speaks: one number, one a draft position (the
+      last axis of the tokens), or one a token. None: the mean of this call's positions where
+      `mask_bt` is 1 (all of them without a mask).
 
   Raises:
-    ValueError: eta is negative.
+    ValueError: eta is negative, or the weight lies outside [0, 1].
   """
   if eta < 0:
     raise ValueError(f'lk_hybrid: eta is {eta}, and must be at least 0')
-  student, teacher = _log_probs(student_logits, teacher_logits)
-  overlap = _overlap(student, teacher)
-  if mean_acceptance is None:
-    mask_bt = jnp.ones_like(overlap) if mask_bt is None else mask_bt.astype(jnp.float32)
-    mean_acceptance = (jnp.sum(jnp.where(mask_bt > 0, overlap, 0.) * mask_bt)
-                       / jnp.maximum(jnp.sum(mask_bt), 1e-8))
-  weight = jax.lax.stop_gradient(jnp.exp(-eta * mean_acceptance))
-  return weight * _kl(teacher, student) + (1 - weight) * (1 - overlap)
+  if weight is not None and not 0 <= weight <= 1:
+    raise ValueError(f'lk_hybrid: weight is {weight}, and must lie in [0, 1]')
+  divergence, distance = _kl_and_tvd(student_logits, teacher_logits, teacher_log_norm)
+  if weight is None:
+    if mean_acceptance is None:
+      mask_bt = jnp.ones_like(distance) if mask_bt is None else mask_bt.astype(jnp.float32)
+      mean_acceptance = 1 - (jnp.sum(jnp.where(mask_bt > 0, distance, 0.) * mask_bt)
+                             / jnp.maximum(jnp.sum(mask_bt), 1e-8))
+    weight = jax.lax.stop_gradient(jnp.exp(-eta * mean_acceptance))
+  return weight * divergence + (1 - weight) * distance
 
 
-def cross_entropy(student_logits: Logits, labels_bt: Int[Array, 'b t']) -> PerToken:
+def dspark(student_logits: Logits, teacher_logits: TeacherLogits, *,
+           teacher_log_norm: LogNorm = None) -> PerToken:
+  """0.1 cross-entropy + 0.9 L1, L1 being twice `tvd`: DSpark's mixture (arXiv 2607.05147).
+
+  The cross-entropy is against the teacher's law, less its entropy, which has no gradient: the
+  mean over the teacher's samples of what a sampled label gives, and zero for equal models.
+  """
+  divergence, distance = _kl_and_tvd(student_logits, teacher_logits, teacher_log_norm)
+  return 0.1 * divergence + 0.9 * 2 * distance
+
+
+def cross_entropy(student_logits: Logits, labels_bt: Int[Array, '...']) -> PerToken:
   """-log student(label), for supervised training."""
   if student_logits.shape[:-1] != labels_bt.shape:
     raise ValueError(f'cross_entropy: logits of shape {student_logits.shape} need labels of '
@@ -123,14 +146,25 @@ def cross_entropy(student_logits: Logits, labels_bt: Int[Array, 'b t']) -> PerTo
   return jax.nn.logsumexp(logits, axis=-1) - label_logits
 
 
-def _log_probs(student_logits, teacher_logits):
+def _log_probs(student_logits, teacher_logits, teacher_log_norm=None):
   if student_logits.shape != teacher_logits.shape:
     raise ValueError(f'the student\'s logits have shape {student_logits.shape} and the '
                      f'teacher\'s {teacher_logits.shape}: both models must read the same '
                      'tokens and share one vocabulary')
-  return (jax.nn.log_softmax(student_logits.astype(jnp.float32), axis=-1),
-          jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits).astype(jnp.float32),
-                             axis=-1))
+  teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
+  student = jax.nn.log_softmax(student_logits.astype(jnp.float32), axis=-1)
+  if teacher_log_norm is None:
+    return student, jax.nn.log_softmax(teacher_logits, axis=-1)
+  return student, teacher_logits - jax.lax.stop_gradient(teacher_log_norm)[..., None]
+
+
+def _kl_and_tvd(student_logits, teacher_logits, teacher_log_norm):
+  """Both from the same log-probabilities, which are as large as the logits."""
+  student, teacher = _log_probs(student_logits, teacher_logits, teacher_log_norm)
+  distance = 1 - _overlap(student, teacher)
+  if teacher_log_norm is not None:
+    teacher = jax.nn.log_softmax(teacher, axis=-1)
+  return _kl(teacher, student), distance
 
 
 def _overlap(student, teacher):

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from specdistill_jax import structs
 from specdistill_jax.losses import chunked
+from specdistill_jax.losses import divergences
 from specdistill_jax.losses import objectives
 
 Head = Callable[[Any], Any]
@@ -34,8 +35,8 @@ def smooth_l1(predicted_btd: Float[Array, 'b t d'], taught_btd: Float[Array, 'b 
   return jnp.mean(jnp.where(z < 1, 0.5 * jnp.square(z), z - 0.5), axis=-1)
 
 
-def soft_cross_entropy(student_logits: Float[Array, 'b t v'],
-                       teacher_logits: Float[Array, 'b t v']) -> PerToken:
+def soft_cross_entropy(student_logits: Float[Array, '*tokens v'],
+                       teacher_logits: Float[Array, '*tokens v']) -> Float[Array, '*tokens']:
   """-sum_v teacher(v) log student(v), nats: the forward KL and the teacher's entropy.
 
   A token that both forbid (-inf) adds nothing.
@@ -48,67 +49,50 @@ def soft_cross_entropy(student_logits: Float[Array, 'b t v'],
 def feature_loss(objective: objectives.Objective, steps: Sequence[structs.DraftStep], head: Head,
                  teacher_head: Head, restrict: Head, *, regression: float = 1.0,
                  classification: float = 1.0, decay: float = 1.0,
-                 over_all_positions: bool = False, alpha=None, **heads: Any) -> objectives.Totals:
-  """The loss of a draft's unrolled steps: sum over k of decay^k times that of step k.
+                 over_all_positions: bool = False, **heads: Any) -> objectives.Totals:
+  """The papers' own loss of a draft's unrolled steps: the sum over k of decay^k times step k's.
 
-  Objective 'feature', the papers': at each position `regression` times `smooth_l1` and
-  `classification` times `soft_cross_entropy`, over the mean of supervised positions, or of all
-  positions, padding included, with `over_all_positions` (EAGLE-3). A divergence: that of the two
-  laws, with the objective's own normalisation, by the number of the first step's tokens.
+  At each place `regression` times `smooth_l1` and `classification` times `soft_cross_entropy`,
+  over the mean of supervised places, or of all places, padding included, with
+  `over_all_positions` (EAGLE-3).
 
   Args:
     head: of the student, over its own vocabulary; may be a part of the target's.
     teacher_head: the target's, over its vocabulary.
-    restrict: logits over the target's vocabulary to those over the student's own. A position
-      whose most probable token is left out by it counts, but has no loss.
-    alpha: as in `chunked.distillation`; of the first step, for all of them.
+    restrict: logits over the target's vocabulary to those over the student's own. A place whose
+      most probable token is left out by it counts, but has no loss.
     heads: `chunk`, `over_rows` and `frozen_head` of `chunked.totals`.
 
   Returns:
-    `alpha` is the overlap of both laws over the target's whole vocabulary, at step 0.
+    Overlaps are of both laws over the target's whole vocabulary.
   """
-  is_feature = objective.name == objectives.FEATURE
-  if is_feature:
-    objective = dataclasses.replace(objective, normalisation='token')
-  per_token = functools.partial(_per_token, objective, restrict, classification)
-  found = None
+  objective = dataclasses.replace(objective, normalisation='token')
+  per_token = functools.partial(_per_token, restrict, classification)
+  every = []
   for k, step in enumerate(steps):
-    mask_bt = step.mask_bt
-    visible = lambda x, mask_bt=mask_bt: jnp.where(mask_bt[..., None] > 0, x, 0)
+    visible = lambda x, mask_bt=step.mask_bt: jnp.where(mask_bt[..., None] > 0, x, 0)
     totals = chunked.totals(objective, per_token, head, step.read_btd, teacher_head,
-                            visible(step.taught_btd), mask_bt, alpha=alpha, **heads)
-    if is_feature and regression:
+                            visible(step.taught_btd), step.mask_bt, **heads)
+    if regression:
       distance_bt = smooth_l1(visible(step.predicted_btd), visible(step.taught_btd))
       totals = totals.replace(
-          loss_sum=totals.loss_sum + regression * jnp.sum(distance_bt * mask_bt))
-    if found is None:
-      found = totals
-      if objective.needs_alpha and alpha is None:
-        alpha = jax.lax.stop_gradient(totals.alpha)
-    else:
-      found = found.replace(loss_sum=found.loss_sum + decay ** k * totals.loss_sum)
-  if is_feature:
-    found = found.replace(weight=jnp.float32(steps[0].mask_bt.size) if over_all_positions else
-                          found.weight + _SMALLEST_MASK)
-  return found
+          loss_sum=totals.loss_sum + regression * jnp.sum(distance_bt * step.mask_bt))
+    every.append(totals.replace(loss_sum=decay ** k * totals.loss_sum))
+  joined = lambda name: jnp.concatenate([getattr(totals, name) for totals in every])
+  return every[0].replace(
+      loss_sum=sum(totals.loss_sum for totals in every), overlap_sum_g=joined('overlap_sum_g'),
+      count_g=joined('count_g'), weight=jnp.float32(steps[0].mask_bt.size)
+      if over_all_positions else every[0].weight + _SMALLEST_MASK)
 
 
-def _per_token(objective, restrict, classification, student_btv, whole_btv, mask_bt, alpha):
-  """Loss and overlap of a step by position; `whole_btv` are the target's logits."""
-  teacher_btv = restrict(whole_btv)
-  inside_bt = jnp.max(teacher_btv, axis=-1) >= jnp.max(whole_btv, axis=-1)
-  log_norm_bt1 = jax.nn.logsumexp(whole_btv.astype(jnp.float32), axis=-1, keepdims=True)
-  overlap_bt = _overlap(student_btv, teacher_btv - log_norm_bt1)
-  if objective.name == objectives.FEATURE:
-    loss_bt = classification * soft_cross_entropy(student_btv, teacher_btv)
-  else:
-    if objective.needs_alpha and alpha is None:
-      alpha = jnp.sum(overlap_bt * mask_bt) / jnp.sum(mask_bt)
-    loss_bt, _ = objectives.per_token(objective, student_btv, teacher_btv, mask_bt, alpha)
-  return loss_bt * inside_bt, overlap_bt
-
-
-def _overlap(student_btv, teacher_log_probs_btv):
-  """Sum over the student's vocabulary of the smaller probability, float32 `[b, t]`."""
-  student = jax.nn.log_softmax(jax.lax.stop_gradient(student_btv).astype(jnp.float32))
-  return jnp.sum(jnp.exp(jnp.minimum(student, teacher_log_probs_btv)), axis=-1)
+def _per_token(restrict, classification, student, whole, mask, alpha):
+  """Loss and overlap of a step by place; `whole` are the target's logits."""
+  del alpha
+  visible = lambda x: jnp.where(mask[..., None] > 0, x, 0)
+  student, whole = visible(student), visible(whole)
+  teacher = restrict(whole)
+  is_inside = jnp.max(teacher, axis=-1) >= jnp.max(whole, axis=-1)
+  log_norm = jax.nn.logsumexp(whole.astype(jnp.float32), axis=-1)
+  overlap = divergences.acceptance(jax.lax.stop_gradient(student), teacher,
+                                   teacher_log_norm=log_norm)
+  return classification * soft_cross_entropy(student, teacher) * is_inside, overlap

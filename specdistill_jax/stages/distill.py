@@ -24,6 +24,7 @@ from specdistill_jax.data import records
 from specdistill_jax.data import shards
 from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.losses import objectives
+from specdistill_jax.losses import specs
 from specdistill_jax.models import base
 from specdistill_jax.stages import train
 from specdistill_jax.training import rollouts
@@ -34,9 +35,9 @@ _generate = jax.jit(rollouts.generate, static_argnames='rollout')
 
 
 def arm_names(config: ml_collections.ConfigDict) -> list[str]:
-  """The arms of a study, in order: `<objective>-<data source>-seed<k>`, then its control."""
+  """The arms of a study, in order: `<objective>-<data source>-seed<k>`, last of a seed control."""
   distill = config.distill
-  kinds = [(distill.objective, distill.data_source)]
+  kinds = [(spec, distill.data_source) for spec in (distill.objective, *distill.also)]
   if distill.control:
     kinds.append((objectives.CROSS_ENTROPY, 'fixed'))
   return [f'{objective}-{source}-seed{seed}'
@@ -62,9 +63,6 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path,
   draft = store.load_model(workdir / 'draft', mesh, layout=config.draft.layout)
   teacher, draft = api.check_pair(teacher, draft)
   data = _data(config, workdir, mesh, teacher, draft)
-  objective = objectives.Objective(
-      distill.objective, beta=distill.beta, normalisation=distill.normalisation,
-      temperature=distill.temperature)
   control = objectives.Objective(normalisation=distill.normalisation)
   online = distill.data_source.rpartition('+')[2] == 'draft'
   rollout = _rollout(config, workdir / 'data', online=online) if online else None
@@ -72,12 +70,28 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path,
   names = iter(arm_names(config))
   for seed in distill.seeds:
     arm = functools.partial(_arm, config, workdir, seed=seed, teacher=teacher, draft=draft)
-    fit(arm(next(names), objective, data, rollout), config, workdir)
+    trained = {}
+    for spec in (distill.objective, *distill.also):
+      trained[spec] = name = next(names)
+      reference = specs.reference(spec)
+      reference = reference and store.load_model(
+          workdir / 'distill' / trained[reference], mesh, layout=config.draft.layout)
+      fit(arm(name, objective(config, spec), data, rollout, reference=reference), config, workdir)
     if distill.control:
       fit(arm(next(names), control, workdir / 'data', None), config, workdir)
 
 
-def _arm(config, workdir, name, objective, data, rollout, *, seed, teacher, draft) -> train.Run:
+def objective(config: ml_collections.ConfigDict, spec: str) -> objectives.Objective:
+  """What a study minimises in the arm of this name; the loss's temperature is that of serving."""
+  distill = config.distill
+  return objectives.from_spec(
+      spec, beta=distill.beta, normalisation=distill.normalisation,
+      temperature=specs.serving_temperature(
+          distill.temperature, config.evaluate and config.evaluate.temperatures))
+
+
+def _arm(config, workdir, name, objective, data, rollout, *, seed, teacher, draft,
+         reference=None) -> train.Run:
   settings, start = config.distill.train, workdir / 'draft'
   layout = config.draft.layout
   changed = dict(dropout=settings.dropout, remat=settings.remat, **api.vocabulary_fields(draft))
@@ -86,7 +100,7 @@ def _arm(config, workdir, name, objective, data, rollout, *, seed, teacher, draf
       seed=seed, model_config=store.load_config(start, **changed),
       init=lambda mesh: store.load_model(start, mesh, layout=layout, **changed).module,
       layout=layout,
-      data=data, objective=objective, teacher=teacher, rollout=rollout,
+      data=data, objective=objective, teacher=teacher, rollout=rollout, reference=reference,
       hub_config=draft.hub_config,
       held_out_tokens=config.distill.rollout.max_new_tokens)
 

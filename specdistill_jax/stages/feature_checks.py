@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 # Of drafters.families, named here since JAX is not yet wanted.
-FAMILIES = ('eagle', 'fspad', 'eagle3')
+FAMILIES = ('eagle', 'fspad', 'eagle3', 'mtp', 'medusa', 'mlp')
 DATA_SOURCES = ('fixed', 'target')
 
 

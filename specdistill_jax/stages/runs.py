@@ -17,6 +17,7 @@ from specdistill_jax.data import shards
 from specdistill_jax.drafters import families
 from specdistill_jax.losses import objectives
 from specdistill_jax.models import base
+from specdistill_jax.training import laws
 from specdistill_jax.training import rollouts
 from specdistill_jax.training import state as state_lib
 from specdistill_jax.training import step as step_lib
@@ -37,6 +38,7 @@ class Run:
     data: directory of the shards that batches, or prompts, come from.
     objective: what is minimised.
     teacher: the frozen target; None when there is none to compare with.
+    reference: the draft that tells a selective objective which tokens to keep, or None.
     rollout: how the student's own data are sampled; None for stored data.
     held_out_tokens: new tokens of a held-out prompt, where there is a teacher.
     layout: of the model that is trained, one of `sharding.LAYOUTS`.
@@ -56,6 +58,7 @@ class Run:
   held_out_tokens: int = 64
   layout: str = sharding.DEFAULT_LAYOUT
   hub_config: dict[str, Any] | None = None
+  reference: base.Model | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,13 +116,22 @@ def ready(run: Run, config: ml_collections.ConfigDict) -> Ready:
       run.data, 'train', batch_size=settings.batch_size, max_length=metadata['max_length'],
       seed=run.seed, batch_rows=sharding.local_rows(mesh, settings.batch_size))
   _check_positions(run, metadata['max_length'])
-  create = functools.partial(state_lib.create, transformation=state_lib.optimizer(settings))
+  create = functools.partial(state_lib.create,
+                             transformation=state_lib.optimizer(settings, run.objective))
   abstract = jax.eval_shape(lambda: create(families.init(run.model_config, jax.random.key(0))))
   return Ready(
       run=run, mesh=mesh, data=data, abstract=abstract, create=create,
       update=step_lib.make(settings, run.objective, run.rollout, mesh, abstract, run.layout),
-      teacher=run.teacher.module if run.objective.needs_teacher else None,
+      teacher=_teaching(run),
       key=jax.random.key(run.seed))
+
+
+def _teaching(run):
+  if not run.objective.needs_teacher:
+    return None
+  if run.reference is None:
+    return run.teacher.module
+  return laws.Guided(run.teacher.module, run.reference.module)
 
 
 def write_model_file(run, workdir) -> None:

@@ -58,7 +58,7 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
     held_out = heldout.HeldOut(
         workdir / 'data', ready.mesh, batch_size=settings.batch_size, seed=config.seed,
         teacher=run.teacher, max_new_tokens=run.held_out_tokens,
-        head_chunk=settings.head_chunk)
+        head_chunk=settings.head_chunk, objective=run.objective)
     with writer_lib.Writer(workdir, run.stage, run.name, first_step=first,
                            steps=settings.steps) as writer:
       meter, late = writer_lib.Meter(), None
@@ -153,7 +153,10 @@ def _fetch(step, metrics, batch, meter, run, workdir) -> dict[str, Any]:
     path = replay.save(workdir, run, step, batch)
     raise FloatingPointError(f'{error}; --replay={path} looks at that step row by row') from None
   meter.add(float(metrics.num_tokens))
+  weights_g = metrics.kl_weight_g.tolist() if run.objective.name == 'lk_hybrid' else None
   return dict(loss=metrics.loss, alpha=metrics.alpha, grad_norm=metrics.grad_norm,
+              trained_alpha_by_position=metrics.alpha_g.tolist(),
+              trained_kl_weight_by_position=weights_g,
               learning_rate=metrics.learning_rate, on_policy=metrics.on_policy,
               tokens_per_second=meter.tokens_per_second,
               data_wait_share=meter.data_wait_share, rollout_share=None)

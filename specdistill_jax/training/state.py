@@ -3,7 +3,7 @@
 `settings` below is such a section (`configs/common.py:train`), or anything with its fields.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import struct
 import jax
@@ -94,8 +94,10 @@ def schedule(settings: Any) -> optax.Schedule:
   return learning_rate
 
 
-def optimizer(settings: Any) -> optax.GradientTransformation:
+def optimizer(settings: Any, objective: Any = None) -> optax.GradientTransformationExtraArgs:
   """AdamW or Adafactor, behind clips of each value and of the global norm, unless None.
+
+  With an objective that is mixed by the overlap before, its state holds that (`overlap_before`).
 
   Adafactor runs as in T5 fine-tuning and DistillSpec: the learning rate is the schedule's
   alone, without relative step size and without scaling by the parameters; b1 and b2 are AdamW's.
@@ -112,12 +114,40 @@ def optimizer(settings: Any) -> optax.GradientTransformation:
   else:
     raise ValueError(f'train.optimizer is {settings.optimizer!r}, and must be one of '
                      f'{", ".join(OPTIMIZERS)}')
-  clips = []
+  clips, memory = [], []
   if settings.clip_value is not None:
     clips.append(optax.clip(settings.clip_value))
   if settings.clip_norm is not None:
     clips.append(optax.clip_by_global_norm(settings.clip_norm))
-  return optax.chain(*clips, rule) if clips else rule
+  if objective is not None and objective.mixes_by_alpha and not objective.needs_alpha:
+    memory.append(_remembered_overlap(objective.block))
+  return optax.with_extra_args_support(
+      optax.chain(*clips, rule, *memory) if clips or memory else rule)
+
+
+class OverlapState(NamedTuple):
+  """Mean overlap at each draft position in the update before; 0 before the first."""
+  alpha_g: jax.Array
+
+
+def _remembered_overlap(block: int) -> optax.GradientTransformationExtraArgs:
+  """Changes no update and keeps `alpha_g` of each, here so that checkpoints hold it."""
+  def init(params):
+    return OverlapState(jnp.zeros(getattr(params, 'positions', block), jnp.float32))
+
+  def update(updates, state, params=None, *, alpha_g, **extra):
+    del state, params, extra
+    return updates, OverlapState(alpha_g)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def overlap_before(opt_state: Any) -> jax.Array | None:
+  """`[g]`, where the optimizer remembers it."""
+  for leaf in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, OverlapState)):
+    if isinstance(leaf, OverlapState):
+      return leaf.alpha_g
+  return None
 
 
 def _decayed(params):
