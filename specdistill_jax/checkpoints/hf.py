@@ -4,6 +4,7 @@ A family is a module with `FAMILIES` (model types), `CONFIG` (our config class),
 `to_config`, `from_config` and `table`; see `hf_decoder`.
 """
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -14,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from specdistill_jax import sharding
+from specdistill_jax import storage
 from specdistill_jax import structs
 from specdistill_jax.checkpoints import hf_decoder
 from specdistill_jax.checkpoints import hf_t5
@@ -50,7 +52,7 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
     ValueError: one sentence about a directory without config or weights, pickled or truncated
       weights, an unknown family, tensors that do not fit, or a tokenizer that does not.
   """
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   if parameter_dtype not in (*DTYPES, None):
     raise ValueError(f'parameter_dtype is {parameter_dtype!r}; it must be one of '
                      f'{", ".join(DTYPES)}, or None to keep that of the file')
@@ -60,7 +62,7 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
   config = _config(family, hub, directory, vocabulary, overrides)
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
   abstract = jax.eval_shape(lambda: family.init(config, jax.random.key(0)))
-  with safetensors_io.Reader(directory) as reader:
+  with safetensors_io.Reader(storage.local(directory)) as reader:
     module = key_tables.load(family.table(config), reader, abstract,
                              sharding.parameter_shardings(abstract, mesh, layout),
                              dtype=parameter_dtype)
@@ -71,7 +73,7 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
 
 def load_config(directory: pathlib.Path | str, **overrides: Any) -> Any:
   """The config of the model in a Hugging Face directory, with `overrides` of its fields."""
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   hub = read_config(directory)
   return _config(_family(hub, directory), hub, directory, tokenizers.find(directory), overrides)
 
@@ -150,7 +152,7 @@ def save(model: base.Model, directory: pathlib.Path | str, *, dtype: str | None 
   Raises:
     ValueError: the directory is in use, or no family has this model.
   """
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   if dtype not in (*DTYPES, None):
     raise ValueError(f'dtype is {dtype!r}; it must be one of {", ".join(DTYPES)}, or None')
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -162,18 +164,12 @@ def save(model: base.Model, directory: pathlib.Path | str, *, dtype: str | None 
   hub = family.from_config(model.config, model.hub_config) | _tokens(model)
   hub['dtype'] = str(tensors[0].dtype)
   is_first = jax.process_index() == 0
-  aside = directory.with_name(f'.{directory.name}.incomplete')
-  if is_first:
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    (aside / CONFIG_FILE).write_text(json.dumps(hub, indent=2) + '\n', encoding='utf-8')
-    for path in getattr(model.vocabulary, 'files', ()):
-      shutil.copyfile(path, aside / path.name)
-  safetensors_io.write(aside, tensors, max_shard_bytes=max_shard_bytes, write_files=is_first)
-  if is_first:
-    if directory.exists():
-      directory.rmdir()
-    aside.rename(directory)
+  with storage.staged(directory) if is_first else contextlib.nullcontext(directory) as aside:
+    if is_first:
+      (aside / CONFIG_FILE).write_text(json.dumps(hub, indent=2) + '\n', encoding='utf-8')
+      for path in getattr(model.vocabulary, 'files', ()):
+        shutil.copyfile(path, aside / path.name)
+    safetensors_io.write(aside, tensors, max_shard_bytes=max_shard_bytes, write_files=is_first)
 
 
 def _tokens(model) -> dict[str, Any]:
