@@ -19,6 +19,7 @@ Every request takes some 50 ms, so none is made at every step of a training.
 from collections.abc import Iterable, Iterator
 import concurrent.futures
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -304,7 +305,10 @@ def local(name: str | os.PathLike, only: Iterable[str] | None = None) -> pathlib
   if not _is_in_bucket(name):
     return pathlib.Path(name)
   source = path(name)
-  found = _objects(source) or {'': _client().info(str(source))}
+  try:
+    found = _objects(source) or {'': _client().info(str(source))}
+  except FileNotFoundError:
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source)) from None
   if only is not None and '' not in found:
     found = {one: about for one, about in found.items() if one in set(only)}
   versions = sorted((one, about['generation']) for one, about in found.items())

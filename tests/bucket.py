@@ -14,9 +14,12 @@ import http.server
 import itertools
 import json
 import re
+import sys
 import threading
 import time
+import urllib.error
 import urllib.parse
+import urllib.request
 import zlib
 
 NAME = 'fake'
@@ -275,3 +278,28 @@ def serve(latency: float = 0.0):
     finally:
       server.shutdown()
       thread.join()
+
+
+def request(port: int, name: str) -> bytes | None:
+  """An object's content, for whoever must not hold a client; None if it isn't there."""
+  url = f'http://127.0.0.1:{port}/storage/v1/b/{NAME}/o/{urllib.parse.quote(name, "")}?alt=media'
+  try:
+    with urllib.request.urlopen(url) as answer:
+      return answer.read()
+  except urllib.error.HTTPError as error:
+    if error.code == 404:
+      return None
+    raise
+
+
+def upload(port: int, name: str, content: bytes) -> None:
+  """Puts an object, likewise."""
+  urllib.request.urlopen(urllib.request.Request(
+      f'http://127.0.0.1:{port}/upload/storage/v1/b/{NAME}/o?uploadType=media&name='
+      f'{urllib.parse.quote(name, "")}', data=content, method='POST')).close()
+
+
+if __name__ == '__main__':
+  with serve(*map(float, sys.argv[1:])) as (_, served_at):
+    print(served_at, flush=True)
+    sys.stdin.read()  # until whoever started it is gone
