@@ -226,7 +226,8 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
   path, argv = _split(argv, 'config')
   cell, argv = _split(argv, 'sweep')
   values = flags.FlagValues()
-  flags.DEFINE_string('workdir', None, 'Directory of the study: a path, or gs://bucket/folder.', flag_values=values)
+  flags.DEFINE_string('workdir', None, 'Directory of the study: a path, or gs://bucket/folder.',
+                      flag_values=values)
   flags.DEFINE_list('stages', None, f'Only these stages, of {",".join(STAGES)}.',
                     flag_values=values)
   flags.DEFINE_float('max_quality_drop', None, "Share of the target's quality that may be spent "

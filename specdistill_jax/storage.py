@@ -3,15 +3,16 @@
 `path` gives a path that reads, lists and joins alike in both places (`etils.epath`). A bucket is
 no file system, though, and the rest of this file is what differs:
 
-                  on a disk                             in a bucket
-  write           a file beside, then a rename          one request: the object is whole or not there
-  Lines           appended to the file                  put anew, seconds apart and at `sync`
-  made, staged,
-  filled          beside, then one rename; in place     made on this machine, then put there
-  move            a rename                              copied object by object, inside the bucket
-  digests         SHA-256 of what is read               what the bucket says of them; nothing is read
-  local           the file itself                       a copy, for libraries that read files only
-  free_bytes      of the disk                           no bound
+               on a disk                        in a bucket
+  write        a file beside, then a rename     one request: the object is whole, or not there
+  Lines        appended to the file             put anew, seconds apart and at `sync`
+  made         a file beside, then a rename     made on this machine, then put there
+  staged       a folder beside, then a rename   the same, under a mark that it isn't whole yet
+  filled       the folder itself                made on this machine, then put there
+  move         a rename                         object by object, within the bucket
+  digests      SHA-256 of what is read          what the bucket says of its objects; none is read
+  local        the file itself                  a copy, for libraries that read files only
+  free_bytes   of the disk                      no bound
 
 Every request takes some 50 ms, so none is made at every step of a training.
 """
@@ -194,13 +195,19 @@ def made(place: pathlib.Path) -> Iterator[pathlib.Path]:
 def staged(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   """A folder on a disk that becomes `folder` if the block ends well, and vanishes if it fails.
 
-  It has a new name each time: seqio keeps vocabularies by their path. What an interrupted one left is removed. In a bucket, where a
-  folder can't appear at once, an object beside it says so while it isn't whole: see `is_whole`.
+  It has a new name each time: seqio keeps vocabularies by their path. What an interrupted one
+  left is removed. In a bucket, where no folder appears at once, an object beside it says so
+  while it isn't whole: see `is_whole`.
   """
   if _is_in_bucket(folder):
     with tempfile.TemporaryDirectory(prefix=folder.name + _STAGING) as aside:
       yield pathlib.Path(aside)
-      _put_whole(pathlib.Path(aside), folder)
+      if is_whole(folder):
+        raise OSError(f'{folder} is there already; remove it, or name another folder')
+      write(_marker(folder), b'')
+      folder.rmtree(missing_ok=True)  # of an upload that was interrupted
+      _put(pathlib.Path(aside), folder)
+      _marker(folder).unlink()
     return
   folder.parent.mkdir(parents=True, exist_ok=True)
   for stale in folder.parent.glob(f'{folder.name}{_STAGING}*'):
@@ -219,15 +226,6 @@ def _marker(folder):
   return folder.with_name(f'{folder.name}{_STAGING}upload')
 
 
-def _put_whole(aside, folder):
-  if is_whole(folder):
-    raise OSError(f'{folder} is there already; remove it, or name another folder')
-  write(_marker(folder), b'')
-  folder.rmtree(missing_ok=True)  # of an upload that was interrupted
-  _put(aside, folder)
-  _marker(folder).unlink()
-
-
 def is_whole(folder: pathlib.Path) -> bool:
   """Whether a folder is there, with something in it, and not half of what was `staged`."""
   if not folder.exists() or not any(folder.iterdir()):
@@ -237,7 +235,7 @@ def is_whole(folder: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def filled(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """`folder`, or one on this machine's disk, whose files are in `folder` when the block has ended."""
+  """`folder`, or one on this machine, whose files are in `folder` when the block has ended."""
   if not _is_in_bucket(folder):
     yield folder
     return
@@ -267,11 +265,12 @@ def move(folder: pathlib.Path, destination: pathlib.Path) -> None:
 
 
 def digests(folder: pathlib.Path, names: Iterable[str] | None = None) -> dict[str, str]:
-  """Digests of files by their names below `folder`: of all, or of those of `names` that are there."""
+  """Digests of files by their names below `folder`: of all, or of `names`, where they are there."""
   if _is_in_bucket(folder):
     found = {name: f'crc32c:{about["crc32c"]}' for name, about in _objects(folder).items()}
     return found if names is None else {
         name: found[name] for name in names if name in found}
+  folder = pathlib.Path(folder)  # Orbax names disks in its own kind of path
   if names is None:
     names = [str(file.relative_to(folder)) for file in sorted(folder.rglob('*'))]
   names = [name for name in names if (folder / name).is_file()]

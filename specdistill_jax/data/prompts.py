@@ -5,7 +5,6 @@ None of these is trained on. A prompt keeps the category that its file gives it.
 
 from collections.abc import Iterator, Sequence
 import json
-import os
 import pathlib
 
 from specdistill_jax import storage

@@ -1,8 +1,9 @@
 """Shards of token rows: written once in ArrayRecord, read with Grain, without TensorFlow.
 
 A directory holds, for each split, `<split>-00000.array_record`, ... and `<split>.json`. The
-latter is written last and whole: a split without it is not there. In a bucket they are copied
-to every machine that reads them, once: Grain reads at random. Fixed, target-generated and stored draft-generated rows differ in their metadata's `source` only.
+latter is written last and whole: a split without it is not there. From a bucket they are copied
+once to every machine that reads them, since Grain reads at random. Fixed, target-generated and
+stored draft-generated rows differ in their metadata's `source` only.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
