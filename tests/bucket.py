@@ -258,6 +258,10 @@ class _Server(http.server.ThreadingHTTPServer):
   daemon_threads = True
   request_queue_size = 128
 
+  def handle_error(self, request, client_address):
+    if not isinstance(sys.exception(), ConnectionError):  # of a client that was killed
+      super().handle_error(request, client_address)
+
 
 def environment(port: int) -> dict[str, str]:
   """Where the clients find the bucket."""

@@ -1,9 +1,10 @@
-"""A study in a bucket, killed in three places and resumed, and the same study on a disk.
+"""A study in a bucket, killed while it saves and resumed, and the same study on a disk.
 
-  python tests/buckets.py [--latency=0.05]
+  python tests/buckets.py [--more] [--latency=0.05]
 
-Both must end with the same lines in metrics.jsonl and results.jsonl, times apart. A third one is
-begun by one process, killed, and finished by two.
+Both must end with the same lines in metrics.jsonl and results.jsonl, times apart. With --more it
+is also killed in other places, and another one is begun by one process, killed, and finished by
+two.
 
 The bucket is `bucket.py`, in a process of its own. As in kills.py, runs are forks of a process
 that has imported everything.
@@ -40,6 +41,7 @@ TIMES = ('tokens_per_second', 'rollout_share', 'data_wait_share')
 MEASURED = ('alpha', 'block_efficiency', 'acceptance_by_position', 'num_prompts',
             'reached_by_position')
 CHATS = f'{bucket.ROOT}/chats.jsonl'
+ARM = 'forward_kl-target+draft-seed0'
 
 
 class Studies:
@@ -72,8 +74,10 @@ class Studies:
 
   def finish(self, *children: int) -> None:
     for child in children:
-      if status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-        self.fail(f'status {status}')
+      _, status, used = os.wait4(child, 0)
+      if status:
+        self.fail(f'status {os.waitstatus_to_exitcode(status)}')
+      print(f'finished, {used.ru_utime + used.ru_stime:.0f} s of processors', flush=True)
 
   def fail(self, what: str) -> None:
     outputs = sorted(self.folder.glob('output*'))
@@ -120,12 +124,14 @@ def assert_close(ours: list[dict], theirs: list[dict]) -> None:
     np.testing.assert_allclose(row['loss'] if row['step'] else 0, other.get('loss') or 0, rtol=1e-4)
 
 
-def compare(studies: Studies, folder: pathlib.Path) -> None:
+def compare(studies: Studies, folder: pathlib.Path, more: bool) -> None:
   disk, made = folder / 'disk', f'{bucket.ROOT}/made'
   studies.finish(studies.start(str(disk), '--stages=prepare,target,draft,distill,evaluate'))
-  studies.killed('made', 'data/train-00000.array_record')  # while prepare uploads, or soon after
+  if more:
+    studies.killed('made', 'data/train-00000.array_record')  # while prepare uploads, or soon after
   studies.killed('made', 'target/checkpoints/4/params/_METADATA')  # while saving, or soon after
-  studies.killed('made', 'distill/forward_kl-target+draft-seed0/checkpoints/2/commit_success.txt')
+  if more:
+    studies.killed('made', f'distill/{ARM}/checkpoints/2/commit_success.txt')
   studies.finish(studies.start(made))
   assert lines(studies.read('made/metrics.jsonl')) == lines((disk / 'metrics.jsonl').read_bytes())
   found = results(studies.read('made/results.jsonl'))
@@ -135,7 +141,11 @@ def compare(studies: Studies, folder: pathlib.Path) -> None:
   assert (bucket.request(studies.port, 'made/data/vocabulary.model')
           == (disk / 'data' / 'vocabulary.model').read_bytes())
   print(f'{len(found)} rows and all metrics as on a disk', flush=True)
+  if more:
+    go_on_by_two(studies, disk)
 
+
+def go_on_by_two(studies: Studies, disk: pathlib.Path) -> None:
   stages = '--stages=prepare,target'
   studies.killed('two', 'target/checkpoints/2/commit_success.txt', stages)
   studies.two(f'{bucket.ROOT}/two', stages)
@@ -147,6 +157,7 @@ def compare(studies: Studies, folder: pathlib.Path) -> None:
 
 def _main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--more', action='store_true')
   parser.add_argument('--latency', type=float, default=0.0, help='seconds of a request')
   asked = parser.parse_args()
   server = subprocess.Popen([sys.executable, _TESTS / 'bucket.py', str(asked.latency)],
@@ -156,7 +167,7 @@ def _main() -> None:
     os.environ.update(bucket.environment(port), XDG_CACHE_HOME=f'{name}/cache')
     bucket.upload(port, 'chats.jsonl', chats_config.chats().encode())
     begun = time.monotonic()
-    compare(Studies(pathlib.Path(name), port), pathlib.Path(name))
+    compare(Studies(pathlib.Path(name), port), pathlib.Path(name), asked.more)
     spent = os.times()
     print(f'{time.monotonic() - begun:.0f} s, '
           f'{sum(spent[:4]):.0f} s of processors', flush=True)
