@@ -18,10 +18,12 @@ def chats(count: int = 60) -> str:
 
 def get_config(arg: str):
   """`arg`: path of the conversations."""
-  config = studies.config(steps=8, checkpoint_every=2, eval_every=8)
+  config = studies.config(steps=6, checkpoint_every=2, eval_every=6)
   config.task.update(name='conversations', chat_template='chatml', train_files=(arg,),
                      vocab_size=290, max_length=80, validation_fraction=0.2)
-  config.distill.update(control=False, data_source='target+draft')
+  config.distill.update(control=False, data_source='fixed')
+  for section in (config.target, config.draft):
+    section.model.num_layers = 1
   config.evaluate.update(temperatures=(0.0,), gammas=(2,), num_prompts=3, max_new_tokens=5,
                          bootstrap_samples=20)
   return config
