@@ -2,7 +2,7 @@
 
   python -m specdistill_jax.compile --config=configs/pod_llama3_70b.py    (no TPU is needed)
   python -m specdistill_jax.main --config=configs/pod_llama3_70b.py --workdir=gs://... \
-    --config.task.train_files="('chats.jsonl',)" --config.task.vocabulary=gs://...
+    --config.task.train_files="('gs://.../chats.jsonl',)" --config.task.vocabulary=gs://...
 
 DistillSpec's on-policy loss on the models that people serve. Rows of 1,024 tokens, of which the
 draft writes up to 256 in a rollout. Settings are ours: no paper distils this pair.

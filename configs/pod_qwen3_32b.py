@@ -2,7 +2,7 @@
 
   python -m specdistill_jax.compile --config=configs/pod_qwen3_32b.py    (no TPU is needed)
   python -m specdistill_jax.main --config=configs/pod_qwen3_32b.py --workdir=gs://... \
-    --config.task.train_files="('chats.jsonl',)" --config.task.vocabulary=gs://...
+    --config.task.train_files="('gs://.../chats.jsonl',)" --config.task.vocabulary=gs://...
 
 As pod_llama3_70b, on v4: 16 chips with twice the memory hold a teacher of half the size.
 Settings are ours: no paper distils this pair.

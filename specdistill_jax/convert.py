@@ -33,9 +33,10 @@ def convert(source: str | pathlib.Path, destination: str | pathlib.Path, *,
   """
   # Imported here, so that a misspelt flag is answered at once.
   from specdistill_jax import sharding  # pylint: disable=g-import-not-at-top
+  from specdistill_jax import storage
   from specdistill_jax.checkpoints import pretrained
   from specdistill_jax.checkpoints import store
-  source, destination = pathlib.Path(source), pathlib.Path(destination)
+  source, destination = storage.path(source), storage.path(destination)
   if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
     raise ValueError(f'destination {destination} is there already; name a new directory')
   mesh = sharding.make_mesh(data=1, fsdp=-1)

@@ -32,6 +32,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from specdistill_jax import processes
+from specdistill_jax import storage
 from specdistill_jax.stages import checks
 from specdistill_jax.stages import workdirs
 
@@ -100,7 +101,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str],
     ValueError: one sentence about the first thing that is wrong with config, stages or workdir.
   """
   started = time.perf_counter()
-  workdir = pathlib.Path(workdir)
+  workdir = storage.path(workdir)
   checks.check(config)
   workdirs.check(config, workdir)
   if stages is None:
@@ -138,7 +139,7 @@ def replay(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], s
   Args:
     step: `step_123`, or the path of the batch that training kept.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = storage.path(workdir)
   checks.check(config)
   workdirs.check(config, workdir)
   module = importlib.import_module('specdistill_jax.stages.replay')
@@ -225,7 +226,8 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
   path, argv = _split(argv, 'config')
   cell, argv = _split(argv, 'sweep')
   values = flags.FlagValues()
-  flags.DEFINE_string('workdir', None, 'Directory of the study.', flag_values=values)
+  flags.DEFINE_string('workdir', None, 'Directory of the study: a path, or gs://bucket/folder.',
+                      flag_values=values)
   flags.DEFINE_list('stages', None, f'Only these stages, of {",".join(STAGES)}.',
                     flag_values=values)
   flags.DEFINE_float('max_quality_drop', None, "Share of the target's quality that may be spent "
@@ -365,9 +367,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if values.workdir is None:
       raise ValueError('--workdir is missing; give the directory of the study, as in '
                        '--workdir=runs/quickstart')
-    if '://' in values.workdir:
-      raise ValueError(f'--workdir is {values.workdir}; it must be a path of a file system: mount '
-                       'a bucket, with gcsfuse for one, and give the path where it is mounted')
+    if '://' in values.workdir and not values.workdir.startswith(storage.SCHEME):
+      raise ValueError(f'--workdir is {values.workdir}; it must be a path of a file system, or '
+                       f'{storage.SCHEME}bucket/folder')
     _profiled(values.profile_steps)
     cluster = processes.cluster(values.distributed, processes.Cluster(
         values.coordinator_address, values.num_processes, values.process_id,

@@ -129,7 +129,7 @@ def command(capsys, *arguments) -> tuple[int, str, str]:
     ([QUICKSTART, '--workdir=W', 'distill'], ["'distill' is no flag"]),
     ([QUICKSTART, '--workdir=W', '--profile_steps=15'], ['--profile_steps', '10,15']),
     ([QUICKSTART, '--workdir=W', '--num_processes=2'], ['--coordinator_address', 'missing']),
-    ([QUICKSTART, '--workdir=gs://bucket/study'], ['gs://bucket/study', 'gcsfuse']),
+    ([QUICKSTART, '--workdir=s3://bucket/study'], ['s3://bucket/study', 'gs://bucket/folder']),
     ([QUICKSTART, '--workdir=W', '--stages=evaluate'], ["'evaluate' needs", 'prepare']),
 ])
 def test_mistakes_end_in_one_line_and_status_2(capsys, tmp_path, monkeypatch, arguments, words):

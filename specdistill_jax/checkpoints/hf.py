@@ -5,6 +5,7 @@ A family is a module with `FAMILIES` (model types), `CONFIG` (our config class),
 """
 
 from collections.abc import Sequence
+import contextlib
 import json
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from specdistill_jax import sharding
+from specdistill_jax import storage
 from specdistill_jax import structs
 from specdistill_jax.checkpoints import hf_decoder
 from specdistill_jax.checkpoints import hf_t5
@@ -51,7 +53,7 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
     ValueError: one sentence about a directory without config or weights, pickled or truncated
       weights, an unknown family, tensors that do not fit, or a tokenizer that does not.
   """
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   if parameter_dtype not in (*DTYPES, None):
     raise ValueError(f'parameter_dtype is {parameter_dtype!r}; it must be one of '
                      f'{", ".join(DTYPES)}, or None to keep that of the file')
@@ -61,7 +63,7 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
   config = _config(family, hub, directory, vocabulary, overrides)
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
   abstract = jax.eval_shape(lambda: family.init(config, jax.random.key(0)))
-  with safetensors_io.Reader(directory) as reader:
+  with safetensors_io.Reader(storage.local(directory)) as reader:
     module = key_tables.load(family.table(config), reader, abstract,
                              sharding.parameter_shardings(abstract, mesh, layout),
                              dtype=parameter_dtype)
@@ -72,7 +74,7 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
 
 def load_config(directory: pathlib.Path | str, **overrides: Any) -> Any:
   """The config of the model in a Hugging Face directory, with `overrides` of its fields."""
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   hub = read_config(directory)
   return _config(_family(hub, directory), hub, directory, tokenizers.find(directory), overrides)
 
@@ -152,6 +154,7 @@ def save(model: base.Model, directory: pathlib.Path | str, *, dtype: str | None 
   Raises:
     ValueError: the directory is in use, or no family has this model.
   """
+  directory = storage.path(directory)
   if dtype not in (*DTYPES, None):
     raise ValueError(f'dtype is {dtype!r}; it must be one of {", ".join(DTYPES)}, or None')
   family = next((m for m in MODULES if isinstance(model.config, m.CONFIG)), None)
@@ -160,7 +163,7 @@ def save(model: base.Model, directory: pathlib.Path | str, *, dtype: str | None 
   tensors = list(key_tables.tensors(family.table(model.config), model.module, dtype))
   hub = family.from_config(model.config, model.hub_config) | _tokens(model)
   hub['dtype'] = str(tensors[0].dtype)
-  write_directory(pathlib.Path(directory), hub, tensors, max_shard_bytes=max_shard_bytes,
+  write_directory(directory, hub, tensors, max_shard_bytes=max_shard_bytes,
                   files=getattr(model.vocabulary, 'files', ()))
 
 
@@ -175,18 +178,12 @@ def write_directory(directory: pathlib.Path, hub: dict[str, Any],
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise ValueError(f'{directory} is there already; name a new directory')
   is_first = jax.process_index() == 0
-  aside = directory.with_name(f'.{directory.name}.incomplete')
-  if is_first:
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    (aside / CONFIG_FILE).write_text(json.dumps(hub, indent=2) + '\n', encoding='utf-8')
-    for path in files:
-      shutil.copyfile(path, aside / path.name)
-  safetensors_io.write(aside, tensors, max_shard_bytes=max_shard_bytes, write_files=is_first)
-  if is_first:
-    if directory.exists():
-      directory.rmdir()
-    aside.rename(directory)
+  with storage.staged(directory) if is_first else contextlib.nullcontext(directory) as aside:
+    if is_first:
+      (aside / CONFIG_FILE).write_text(json.dumps(hub, indent=2) + '\n', encoding='utf-8')
+      for path in files:
+        shutil.copyfile(path, aside / path.name)
+    safetensors_io.write(aside, tensors, max_shard_bytes=max_shard_bytes, write_files=is_first)
 
 
 def _tokens(model) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from specdistill_jax import sharding
+from specdistill_jax import storage
 from specdistill_jax.checkpoints import hf
 from specdistill_jax.checkpoints import hf_drafters
 from specdistill_jax.checkpoints import store
@@ -19,7 +20,7 @@ def is_ours(directory: pathlib.Path | str) -> bool:
   Raises:
     ValueError: it holds neither.
   """
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   if not directory.is_dir():
     raise ValueError(f'{directory} is no directory: a model is a directory of ours, with '
                      f"{store.MODEL_FILE}, or one of Hugging Face's, with {hf.CONFIG_FILE}")
@@ -70,13 +71,13 @@ def load_config(directory: pathlib.Path | str, target: Any = None, **overrides: 
 
 def load_vocabulary(directory: pathlib.Path | str) -> Any:
   """The vocabulary that `load` would give the model, or None; reads no weights."""
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   return store.load_vocabulary(directory) if is_ours(directory) else hf.load_vocabulary(directory)
 
 
 def hub_config(directory: pathlib.Path | str) -> dict[str, Any] | None:
   """The config.json that a model came with, or None of one that was trained here."""
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   if is_ours(directory):
     return store.read_model_file(directory).get('hub_config')
   return hf.read_config(directory)

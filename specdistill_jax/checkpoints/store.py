@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 from typing import Any
 
 from absl import logging
@@ -23,6 +22,7 @@ import orbax.checkpoint as ocp
 
 from specdistill_jax import processes
 from specdistill_jax import sharding
+from specdistill_jax import storage
 from specdistill_jax.checkpoints import digests
 from specdistill_jax.data import tokenizers
 from specdistill_jax.drafters import families
@@ -62,8 +62,8 @@ class Store:
   """The checkpoints of one run; a context manager that waits for pending saves on exit."""
 
   def __init__(self, directory: pathlib.Path, *, keep: int = 1):
-    self._directory = pathlib.Path(directory)
-    self._folder = (self._directory / 'checkpoints').absolute()
+    self._directory = storage.path(directory)
+    self._folder = storage.absolute(self._directory / 'checkpoints')
     self._last_save = None
     self._manager = ocp.CheckpointManager(
         self._folder, item_handlers=_handlers(),
@@ -94,9 +94,7 @@ class Store:
       aside = self._directory / _DAMAGED / str(step)
       logging.warning('checkpoint %d of %s is damaged: %s; it is put aside in %s', step,
                       self._directory, fault, aside)
-      aside.parent.mkdir(exist_ok=True)
-      shutil.rmtree(aside, ignore_errors=True)
-      (self._folder / str(step)).rename(aside)
+      storage.move(self._folder / str(step), aside)
     return None
 
   def save(self, step: int, params: Any, opt_state: Any, data_state: dict[str, Any]) -> None:
@@ -152,20 +150,18 @@ def write_model_file(directory: pathlib.Path, config: Any,
   if vocabulary_path is not None:
     vocabulary = dict(path=os.path.relpath(vocabulary_path, directory),
                       digest=_digest(vocabulary_path))
-  directory.mkdir(parents=True, exist_ok=True)
-  aside = directory / f'.{MODEL_FILE}.tmp'
-  aside.write_text(json.dumps(
+  storage.write(directory / MODEL_FILE, json.dumps(
       dict(kind=kind, config=dataclasses.asdict(config), vocabulary=vocabulary,
            hub_config=hub_config), indent=2))
-  aside.rename(directory / MODEL_FILE)
 
 
 def save_model(directory: pathlib.Path, model: base.Model) -> None:
   """Writes a model that was not trained here, as step 0, with a copy of its vocabulary."""
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   vocabulary = directory / 'tokenizer' if model.vocabulary is not None else None
   if vocabulary is not None:
-    tokenizers.copy(model.vocabulary, vocabulary)
+    with storage.filled(vocabulary) as folder:
+      tokenizers.copy(model.vocabulary, folder)
   with Store(directory) as checkpoints:
     checkpoints.save_params(0, model.module)
   write_model_file(directory, model.config, vocabulary, model.hub_config)
@@ -185,7 +181,7 @@ def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
   Raises:
     ValueError: no model is there, or its vocabulary file is missing or another one.
   """
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   described = read_model_file(directory)
   config, init = load_config(directory, **overrides), _KINDS[described['kind']][1]
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
@@ -196,7 +192,7 @@ def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
       create=False, multiprocessing_options=ocp.options.MultiprocessingOptions(
           primary_host=min(readers), active_processes=readers,
           barrier_sync_key_prefix=f'of{min(readers)}to{max(readers)}'))
-  folder = (directory / 'checkpoints').absolute()
+  folder = storage.absolute(directory / 'checkpoints')
   if not folder.exists():
     raise ValueError(f'{directory} holds no complete checkpoint: train that model first')
   with ocp.CheckpointManager(folder, item_handlers=_handlers(), options=options) as manager:
@@ -212,7 +208,7 @@ def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
 def _newest_params(directory, steps) -> int:
   """The newest step whose parameters are as they were written."""
   for step in sorted(steps, reverse=True):
-    fault = digests.fault((directory / 'checkpoints' / str(step)).absolute(), ('params',))
+    fault = digests.fault(directory / 'checkpoints' / str(step), ('params',))
     if fault is None:
       return step
     logging.warning('checkpoint %d of %s is passed over: %s', step, directory, fault)
@@ -221,13 +217,13 @@ def _newest_params(directory, steps) -> int:
 
 def load_config(directory: pathlib.Path | str, **overrides: Any) -> Any:
   """The config of the model in `directory`, with `overrides` of its fields."""
-  described = read_model_file(pathlib.Path(directory))
+  described = read_model_file(storage.path(directory))
   return dataclasses.replace(_KINDS[described['kind']][0](**described['config']), **overrides)
 
 
 def load_vocabulary(directory: pathlib.Path | str) -> Any:
   """The vocabulary of the model in `directory`, or None."""
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   return _vocabulary(directory, read_model_file(directory)['vocabulary'])
 
 
@@ -248,7 +244,7 @@ def read_model_file(directory: pathlib.Path) -> dict[str, Any]:
 def _vocabulary(directory, described):
   if described is None:
     return None
-  path = (directory / described['path']).resolve()
+  path = storage.resolve(directory, described['path'])
   if not path.exists():
     raise ValueError(f'{path}, the vocabulary of {directory}, is missing')
   if _digest(path) != described['digest']:
@@ -258,7 +254,7 @@ def _vocabulary(directory, described):
 
 
 def _digest(path):
-  path = pathlib.Path(path)
+  path = storage.local(path)
   files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
   return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()
 

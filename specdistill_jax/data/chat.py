@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from specdistill_jax import storage
+
 Turns = Sequence[tuple[str, str]]
 
 SHOWN_CHARACTERS = 600  # of a text in an error
@@ -122,7 +124,7 @@ def load(name: str) -> Template:
                      '.json file with the fields of a template. Jinja templates, as in '
                      'tokenizer_config.json, are not read.')
   try:
-    with open(name, encoding='utf-8') as file:
+    with open(storage.local(name), encoding='utf-8') as file:
       fields = json.load(file)
   except (OSError, ValueError) as error:
     raise ValueError(f"Cannot read the chat template '{name}': {error}.") from error

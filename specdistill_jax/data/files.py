@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 
+from specdistill_jax import storage
 from specdistill_jax.data import splits
 
 _JSON = ('.jsonl', '.jsonl.gz')
@@ -56,7 +57,7 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
   """(number from 1, line without its end) of a UTF-8 file, gzipped where the name says so."""
   number = 0
   try:
-    with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as file:
+    with (gzip.open if path.endswith('.gz') else open)(storage.local(path), 'rb') as file:
       for number, line in enumerate(file, 1):
         text = line.decode('utf-8-sig' if number == 1 else 'utf-8')
         yield number, text.rstrip('\r\n')

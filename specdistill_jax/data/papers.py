@@ -12,6 +12,8 @@ import os
 import re
 from typing import NamedTuple
 
+from specdistill_jax import storage
+
 THINK = "A: Let's think step by step."
 
 
@@ -68,9 +70,8 @@ def directory(name: str, data_dir: str) -> str:
   Raises:
     ValueError: there is no such folder, no version of the data set in it, or a split is absent.
   """
-  from etils import epath  # pylint: disable=g-import-not-at-top
   paper = PAPERS[name]
-  root = epath.Path(os.path.expanduser(data_dir))
+  root = storage.path(os.path.expanduser(data_dir))
   place = root / paper.dataset
   expected = f"the task '{name}' expects the TFDS data set '{place}/<version>/'"
   if not root.is_dir():

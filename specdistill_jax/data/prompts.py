@@ -5,9 +5,9 @@ None of these is trained on. A prompt keeps the category that its file gives it.
 
 from collections.abc import Iterator, Sequence
 import json
-import os
 import pathlib
 
+from specdistill_jax import storage
 from specdistill_jax.data import files
 from specdistill_jax.data import papers
 from specdistill_jax.data import splits
@@ -35,7 +35,7 @@ def bbh(data_dir: str) -> list[splits.Example]:
     ValueError: no folder, no file, a file of an unknown name, or one of another layout than
       `{"canary": ..., "examples": [{"input": ..., "target": ...}, ...]}`.
   """
-  folder = pathlib.Path(data_dir).expanduser()
+  folder = storage.path(data_dir).expanduser()
   if not folder.is_dir():
     raise ValueError(f"task.data_dir '{data_dir}' is not a folder; the task 'bbh' expects one "
                      f'with a JSON file for each task, as in {BBH_FILES[0]}.json.')

@@ -1,21 +1,22 @@
 """Shards of token rows: written once in ArrayRecord, read with Grain, without TensorFlow.
 
 A directory holds, for each split, `<split>-00000.array_record`, ... and `<split>.json`. The
-latter is written last and by a rename: a split without it is not there. Fixed,
-target-generated and stored draft-generated rows differ in their metadata's `source` only.
+latter is written last and whole: a split without it is not there. From a bucket they are copied
+once to every machine that reads them, since Grain reads at random. Fixed, target-generated and
+stored draft-generated rows differ in their metadata's `source` only.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 import itertools
 import json
 import os
-import pathlib
 from typing import Any
 
 from array_record.python import array_record_module
 import grain
 import numpy as np
 
+from specdistill_jax import storage
 from specdistill_jax.data import records
 
 SOURCES = ('fixed', 'target', 'draft')
@@ -41,7 +42,7 @@ def write(directory: str | os.PathLike, split: str, rows: Iterable[Row],
   Raises:
     ValueError: the split is there already, there is no row, or a row is unfit.
   """
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   _check_metadata(metadata)
   if exists(directory, split):
     raise ValueError(f"'{directory}' already holds the split '{split}'; it is not overwritten. "
@@ -52,21 +53,23 @@ def write(directory: str | os.PathLike, split: str, rows: Iterable[Row],
   files, numbered = [], enumerate(rows)
   for first in numbered:
     path = directory / f'{split}-{len(files):05d}.array_record'
-    # Grain reads single rows at random, hence groups of one.
-    writer = array_record_module.ArrayRecordWriter(f'{path}.incomplete', 'group_size:1')
-    try:
-      for index, row in itertools.chain([first], itertools.islice(numbered, ROWS_PER_FILE - 1)):
-        records.check(row, split, index, metadata)
-        writer.write(records.pack(row))
-        _count(counts, row)
-    finally:
-      writer.close()
-    os.replace(f'{path}.incomplete', path)
+    with storage.made(path) as made:
+      # Grain reads single rows at random, hence groups of one.
+      writer = array_record_module.ArrayRecordWriter(str(made), 'group_size:1')
+      try:
+        for index, row in itertools.chain(
+            [first], itertools.islice(numbered, ROWS_PER_FILE - 1)):
+          records.check(row, split, index, metadata)
+          writer.write(records.pack(row))
+          _count(counts, row)
+      finally:
+        writer.close()
     files.append(path.name)
   if not files:
     raise ValueError(f"The split '{split}' is empty: there is no row to write in '{directory}'.")
-  _write_json(directory / f'{split}.json',
-              {**metadata, **counts, 'split': split, 'files': files, 'format': _FORMAT})
+  storage.write(directory / f'{split}.json', json.dumps(
+      {**metadata, **counts, 'split': split, 'files': files, 'format': _FORMAT},
+      indent=2) + '\n')
 
 
 def _count(counts: dict[str, int], row: Row) -> None:
@@ -82,12 +85,12 @@ def _count(counts: dict[str, int], row: Row) -> None:
 
 def exists(directory: str | os.PathLike, split: str) -> bool:
   """Whether the split is there, complete."""
-  return (pathlib.Path(directory) / f'{split}.json').is_file()
+  return (storage.path(directory) / f'{split}.json').is_file()
 
 
 def read_metadata(directory: str | os.PathLike, split: str) -> dict[str, Any]:
   """What `write` was told and what it counted. Raises ValueError where there is no split."""
-  path = pathlib.Path(directory) / f'{split}.json'
+  path = storage.path(directory) / f'{split}.json'
   try:
     metadata = json.loads(path.read_text())
   except FileNotFoundError as error:
@@ -106,7 +109,8 @@ class _Rows(Sequence):
 
   def __init__(self, directory: str | os.PathLike, split: str):
     metadata = read_metadata(directory, split)
-    paths = [str(pathlib.Path(directory) / name) for name in metadata['files']]
+    directory = storage.local(directory, metadata['files'])
+    paths = [str(directory / name) for name in metadata['files']]
     if missing := [path for path in paths if not os.path.exists(path)]:
       raise ValueError(f"The shard '{missing[0]}' of the split '{split}' is missing.")
     self._source = grain.sources.ArrayRecordDataSource(paths)
@@ -241,9 +245,3 @@ def _check_batching(source, batch_size, max_length, metadata, batch_rows,
   if not drop_remainder and batch_rows is not None:
     raise ValueError('drop_remainder=False is for whole batches, and batch_rows names '
                      f'{len(batch_rows)} of {batch_size} places.')
-
-
-def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
-  aside = path.with_name(path.name + '.incomplete')
-  aside.write_text(json.dumps(value, indent=2) + '\n')
-  os.replace(aside, path)

@@ -21,6 +21,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from specdistill_jax import storage
 from specdistill_jax.data import papers
 from specdistill_jax.data import quality
 from specdistill_jax.data import splits
@@ -72,7 +73,8 @@ def paper(name: str, data_dir: str, vocabulary: seqio.Vocabulary | None = None) 
 
   Args:
     name: a key of `papers.PAPERS`.
-    data_dir: where TFDS keeps its data sets: a folder, or a bucket (`gs://...`).
+    data_dir: where TFDS keeps its data sets: a folder, or a bucket (`gs://...`), from which the
+      one that is read is copied.
     vocabulary: None is bytes, for whoever wants texts only.
 
   Raises:
@@ -80,8 +82,8 @@ def paper(name: str, data_dir: str, vocabulary: seqio.Vocabulary | None = None) 
   """
   spec = papers.PAPERS[name]
   # The folder of one version: read as it is, whatever versions TFDS knows of.
-  source = seqio.TfdsDataSource(tfds_data_dir=papers.directory(name, data_dir),
-                                splits=dict(spec.splits), read_only=True)
+  folder = os.fspath(storage.local(papers.directory(name, data_dir)))
+  source = seqio.TfdsDataSource(tfds_data_dir=folder, splits=dict(spec.splits), read_only=True)
   return _register(name, source, [lambda dataset: dataset.map(lambda x: _texts(spec, x))],
                    spec.inputs_field is not None, vocabulary or seqio.ByteVocabulary(),
                    spec.metric)

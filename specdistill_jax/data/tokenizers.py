@@ -16,6 +16,7 @@ from typing import Any
 
 import sentencepiece
 
+from specdistill_jax import storage
 from specdistill_jax.data import vocabulary as vocabulary_lib
 
 JSON_FILE = 'tokenizer.json'
@@ -23,6 +24,7 @@ OWN_FILE = 'vocabulary.model'
 T5_FILE = 'spiece.model'
 SENTENCEPIECE_FILES = ('tokenizer.model', T5_FILE)
 SETTINGS_FILE = 'tokenizer_config.json'
+CONFIG_FILE = 'config.json'
 SIDE_FILES = (SETTINGS_FILE, 'special_tokens_map.json', 'added_tokens.json',
               'chat_template.jinja')
 T5_EXTRA_IDS = 100
@@ -30,7 +32,7 @@ T5_EXTRA_IDS = 100
 
 def find(directory: str | os.PathLike) -> Any:
   """The tokenizer of a directory, or None where it has none."""
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   names = (JSON_FILE, OWN_FILE, *SENTENCEPIECE_FILES)
   return load(directory) if any((directory / name).is_file() for name in names) else None
 
@@ -41,7 +43,8 @@ def load(path: str | os.PathLike) -> Any:
   Raises:
     ValueError: there is none, it is damaged, or nothing says which token ends a text.
   """
-  path = pathlib.Path(path)
+  path = storage.local(path, (JSON_FILE, OWN_FILE, *SENTENCEPIECE_FILES, *SIDE_FILES,
+                              CONFIG_FILE))
   if path.is_file():
     return vocabulary_lib.Vocabulary(path)
   if (path / JSON_FILE).is_file():
@@ -91,7 +94,7 @@ class _Tokenizer:
     self.files = tuple(directory / file for file in (name, *SIDE_FILES)
                        if (directory / file).is_file())
     self._settings = _read_json(directory / SETTINGS_FILE)
-    self._model_config = _read_json(directory / 'config.json')
+    self._model_config = _read_json(directory / CONFIG_FILE)
     self._tokens = tokens
     self.size = max(tokens.values()) + 1
     listing = json.dumps(sorted((index, token) for token, index in tokens.items()))

@@ -20,6 +20,7 @@ import re
 import numpy as np
 import sentencepiece
 
+from specdistill_jax import storage
 from specdistill_jax import structs
 
 UNKNOWN_ID = 2
@@ -45,12 +46,13 @@ class Vocabulary:
 
   def __init__(self, path: str | os.PathLike):
     """Reads the model. Raises ValueError where `path` is no vocabulary of this project."""
-    self.path = pathlib.Path(path)
-    self.files = (self.path,)
     try:
+      self.path = storage.local(path)
       model = self.path.read_bytes()
     except OSError as error:
-      raise ValueError(f"Cannot read the vocabulary '{path}': {error.strerror}.") from error
+      raise ValueError(f"Cannot read the vocabulary '{path}': "
+                       f'{error.strerror or error}.') from error
+    self.files = (self.path,)
     self.digest = hashlib.sha256(model).hexdigest()
     try:
       self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)

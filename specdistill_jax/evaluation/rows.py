@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 import hashlib
 import json
-import os
 import pathlib
 from typing import Any
+
+from specdistill_jax import storage
 
 # What every line has; a figure that was not measured is null, never 0.
 FIELDS = (
@@ -59,7 +60,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
   if not path.exists():
     return []
   found = []
-  complete = path.read_text(encoding='utf-8', errors='replace').rpartition('\n')[0]
+  complete = path.read_bytes().decode('utf-8', 'replace').rpartition('\n')[0]
   for number, line in enumerate(complete.split('\n') if complete else [], start=1):
     try:
       found.append(json.loads(line))
@@ -77,21 +78,17 @@ def repair(path: pathlib.Path) -> None:
   """
   if not path.exists():
     return
-  with open(path, 'r+b') as file:
-    content = file.read()
-    kept = content[:content.rfind(b'\n') + 1]
-    lines = kept.splitlines(keepends=True)
-    while lines and json.loads(lines[-1]).get('category') is not None:
-      kept = kept[:-len(lines.pop())]
-    if len(kept) < len(content):
-      file.truncate(len(kept))
-      os.fsync(file.fileno())
+  content = path.read_bytes()
+  kept = content[:content.rfind(b'\n') + 1]
+  lines = kept.splitlines(keepends=True)
+  while lines and json.loads(lines[-1]).get('category') is not None:
+    kept = kept[:-len(lines.pop())]
+  if len(kept) < len(content):
+    storage.write(path, kept)
 
 
 def append(path: pathlib.Path, *rows: Mapping[str, Any]) -> None:
-  """Writes lines in one write and waits for the disk. NaN and infinity are refused."""
-  lines = ''.join(json.dumps(row, allow_nan=False) + '\n' for row in rows)
-  with open(path, 'ab') as file:
-    file.write(lines.encode('utf-8'))
-    file.flush()
-    os.fsync(file.fileno())
+  """Writes lines in one write and waits until they are safe. NaN and infinity are refused."""
+  lines = storage.Lines(path)
+  lines.append(''.join(json.dumps(row, allow_nan=False) + '\n' for row in rows))
+  lines.sync()

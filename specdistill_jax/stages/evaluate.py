@@ -23,6 +23,7 @@ from rich import progress as rich_progress
 
 from specdistill_jax import api
 from specdistill_jax import sharding
+from specdistill_jax import storage
 from specdistill_jax import structs
 from specdistill_jax.checkpoints import store
 from specdistill_jax.data import quality
@@ -259,7 +260,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   Raises:
     ValueError: a model is missing, the vocabularies differ, or there are too few held-out rows.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = storage.path(workdir)
   target = _load(config, workdir / 'target', 'target')
   drafts = load_drafts(config, workdir)
   for draft in drafts:

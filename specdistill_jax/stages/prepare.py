@@ -7,23 +7,21 @@ written beside it:
   W/data/vocabulary.model (or tokenizer/, that of an imported model),
   W/data/{train,validation}-*.array_record, W/data/{...}.json
 
-All of it appears at once, by one rename: a run that is killed leaves no `W/data`.
+All of it appears at once: a run that is killed leaves no `W/data`.
 """
 
-from collections.abc import Iterator, Mapping
-import contextlib
+from collections.abc import Mapping
 import itertools
 import json
-import os
 import pathlib
 import platform
 import shutil
 import time
 from typing import Any
-import uuid
 
 from absl import logging
 
+from specdistill_jax import storage
 from specdistill_jax.data import chat
 from specdistill_jax.data import quality
 from specdistill_jax.data import shards
@@ -36,7 +34,6 @@ from specdistill_jax.stages import token_rows
 
 VOCABULARY_FILE = 'vocabulary.model'
 TOKENIZER_FOLDER = 'tokenizer'
-_STAGING = 'data.incomplete-'
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
@@ -48,7 +45,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   """
   imported = imports.vocabulary(config)
   settings = _settings(config, imported)
-  directory = pathlib.Path(workdir) / 'data'
+  directory = storage.path(workdir) / 'data'
   if _is_prepared(directory, settings):
     logging.info("The data in '%s' is prepared already.", directory)
     return
@@ -57,7 +54,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   examples, dropped = sources.load(settings)
   kind = sources.kind(settings, examples)
   _check_lengths(settings, kind)
-  with _staging(directory) as staging:
+  with storage.staged(directory) as staging:
     vocabulary = _vocabulary(staging, examples, settings, imported)
     logging.info('A vocabulary of %d pieces, %.1f s after the start.',
                  vocabulary.size, time.monotonic() - start)
@@ -75,7 +72,7 @@ def _settings(config: Any, imported: Any) -> dict[str, Any]:
 
 
 def _is_prepared(directory: pathlib.Path, settings: dict[str, Any]) -> bool:
-  if not directory.exists() or not any(directory.iterdir()):
+  if not storage.is_whole(directory):
     return False
   wanted = sources.split_names(settings['name'])
   if missing := [split for split in wanted if not shards.exists(directory, split)]:
@@ -108,24 +105,6 @@ def _check_lengths(settings: Mapping[str, Any], kind: str) -> None:
       1 <= settings['prompt_length'] < settings['max_length']):
     raise ValueError(f"task.prompt_length is {settings['prompt_length']}; it must be at least 1 "
                      f"and less than task.max_length, {settings['max_length']}.")
-
-
-@contextlib.contextmanager
-def _staging(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder that becomes `directory` when the block ends well and vanishes when it fails."""
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  for stale in directory.parent.glob(f'{_STAGING}*'):
-    logging.info("Removing '%s', which an interrupted run left.", stale)
-    shutil.rmtree(stale)
-  # A new name each time: seqio keeps vocabularies by their path.
-  staging = directory.with_name(f'{_STAGING}{uuid.uuid4().hex}')
-  staging.mkdir()
-  try:
-    yield staging
-    os.rename(staging, directory)
-  except BaseException:
-    shutil.rmtree(staging, ignore_errors=True)
-    raise
 
 
 def _vocabulary(staging: pathlib.Path, examples: sources.Examples,

@@ -5,6 +5,7 @@ step, so the step itself is reached again from the last checkpoint before it.
 """
 
 import functools
+import io
 import json
 import pathlib
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from specdistill_jax import processes
 from specdistill_jax import sharding
+from specdistill_jax import storage
 from specdistill_jax.checkpoints import store
 from specdistill_jax.stages import runs
 from specdistill_jax.training import rollouts
@@ -30,9 +32,10 @@ def save(workdir: pathlib.Path, run: runs.Run, step: int, batch: Any) -> pathlib
   path = workdir / FOLDER / run.name / f'step_{step}.npz'
   held = sharding.fetch({name: getattr(batch, name) for name in _FIELDS})
   if processes.is_first():
-    path.parent.mkdir(parents=True, exist_ok=True)
     about = json.dumps(dict(stage=run.stage, run=run.name, step=step, seed=run.seed))
-    np.savez_compressed(path, about=np.array(about), **held)
+    kept = io.BytesIO()
+    np.savez_compressed(kept, about=np.array(about), **held)
+    storage.write(path, kept.getvalue())
   return path
 
 
@@ -42,13 +45,13 @@ def find(workdir: pathlib.Path, named: str) -> tuple[pathlib.Path, dict[str, Any
   Raises:
     ValueError: no such file, or several.
   """
-  found = [pathlib.Path(named)] if named.endswith('.npz') else sorted(
+  found = [storage.path(named)] if named.endswith('.npz') else sorted(
       workdir.glob(f'{FOLDER}/*/{named}.npz'))
   if len(found) != 1 or not found[0].is_file():
     there = [str(path) for path in sorted(workdir.glob(f'{FOLDER}/*/*.npz'))]
     raise ValueError(f'--replay={named} names {len(found) if len(found) > 1 else "no"} kept '
                      f'steps; there are {", ".join(there) or "none"}')
-  with np.load(found[0]) as kept:
+  with np.load(storage.local(found[0])) as kept:
     return found[0], json.loads(str(kept['about']))
 
 
@@ -68,7 +71,7 @@ def fit(run: runs.Run, config: ml_collections.ConfigDict, workdir: pathlib.Path,
   for _ in range(first + 1, step):
     state, _ = ready.update(state, ready.teacher, ready.put(next(ready.data)), ready.key)
   batch = ready.put(next(ready.data))
-  with np.load(path) as kept:
+  with np.load(storage.local(path)) as kept:
     if not np.array_equal(kept['tokens_bt'], sharding.fetch(batch.tokens_bt)):
       print('the batch is not the kept one: the data have changed since', flush=True)
   _explain(ready, state, batch)

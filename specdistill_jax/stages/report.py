@@ -9,12 +9,14 @@ import ml_collections
 from rich import console as rich_console
 from rich import table as rich_table
 
+from specdistill_jax import storage
 from specdistill_jax.evaluation import answers
 from specdistill_jax.evaluation import rows as rows_lib
 from specdistill_jax.evaluation import summary as summary_lib
 from specdistill_jax.stages import tree_pictures
 from specdistill_jax.stages import workdirs
 
+STAGES = ('prepare', 'target', 'draft', 'distill', 'evaluate')  # those before this one
 TARGET_ALONE = 'target alone'
 COLUMNS = ('T', 'γ', 'method', 'α', 'block efficiency', 'speed-up', 'predicted', 'tokens/s')
 
@@ -152,7 +154,8 @@ def _plots(summaries, workdir: pathlib.Path,
     plots.append(('training_alpha.png', 'Held-out α during distillation: means over seeds, '
                   'single seeds thin.', lambda path: tradeoff.training_curves(training, path)))
   for name, _, draw in plots:
-    draw(workdir / name)
+    with storage.made(workdir / name) as path:
+      draw(path)
   return [(name, caption) for name, caption, _ in plots]
 
 
@@ -172,14 +175,14 @@ def _setting(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _wall_times(workdir: pathlib.Path) -> str:
-  done = [json.loads(path.read_text()) for path in sorted(
-      (workdir / 'done').glob('*.json'), key=lambda path: path.stat().st_mtime)]
+  found = [workdirs.done_path(workdir, stage) for stage in STAGES]
+  done = [json.loads(path.read_text()) for path in found if path.exists()]
   return ', '.join(f'{stage["stage"]} {stage["wall_seconds"]:.0f} s' for stage in done)
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """Writes `report.md` and its plots into `workdir`."""
-  workdir = pathlib.Path(workdir)
+  workdir = storage.path(workdir)
   rows = load_rows(config, workdir)
   samples = config.evaluate.bootstrap_samples
   max_quality_drop = config.evaluate.max_quality_drop
@@ -206,9 +209,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       '## Plots', plots]
   if wall:
     parts.append(f'Wall time of the stages before this one: {wall}.')
-  aside = workdir / 'report.md.tmp'
-  aside.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
-  aside.replace(workdir / 'report.md')
+  storage.write(workdir / 'report.md', '\n\n'.join(parts) + '\n')
 
 
 def show(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:

@@ -4,26 +4,19 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import ml_collections
 
 from specdistill_jax import processes
+from specdistill_jax import storage
 
 SHOWN_DIFFERENCES = 3
 
 
 def write_atomically(path: pathlib.Path, document: dict[str, Any]) -> None:
   """Writes JSON so that a kill leaves the old file or the new one, never half of one."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  aside = path.with_name(path.name + '.tmp')
-  with open(aside, 'w', encoding='utf-8') as file:
-    json.dump(document, file, indent=2)
-    file.write('\n')
-    file.flush()
-    os.fsync(file.fileno())
-  aside.replace(path)
+  storage.write(path, json.dumps(document, indent=2) + '\n')
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -57,7 +50,9 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
   Raises:
     ValueError: it is a file, or holds a study of another config.
+    OSError: it is in a bucket that can't be read.
   """
+  storage.check_readable(workdir)
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f'workdir {workdir} is a file; it must be a directory')
   path = workdir / 'config.json'
@@ -76,21 +71,11 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def check_writable(workdir: pathlib.Path) -> None:
-  """Makes `workdir`, writes a file and waits for the disk.
-
-  Raises:
-    OSError: one sentence, if that can't be done.
-  """
-  probe = workdir / f'.probe-{os.getpid()}'
+  """Makes `workdir` and writes a file. Raises OSError, one sentence, if that can't be done."""
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(probe, 'wb') as file:
-      file.write(bytes(4096))
-      file.flush()
-      os.fsync(file.fileno())
-    probe.unlink()
+    storage.check_writable(workdir)
   except OSError as error:
-    raise OSError(f'workdir {workdir} can\'t be written: {error.strerror}; free some room, or '
+    raise OSError(f'workdir {workdir} can\'t be written: {error}; free some room, or '
                   'name another --workdir') from error
 
 
@@ -105,7 +90,7 @@ def _bytes_in(directory: pathlib.Path) -> int:
 
 
 def check_room(directory: pathlib.Path, state: Any, keep: int) -> None:
-  """Compares the free space with what the checkpoints of a run will take there.
+  """Compares the free space, where it has a bound, with what the checkpoints of a run will take.
 
   Args:
     directory: of the run.
@@ -115,12 +100,12 @@ def check_room(directory: pathlib.Path, state: Any, keep: int) -> None:
   Raises:
     OSError: one sentence with both numbers.
   """
-  if not processes.is_first():
+  if not processes.is_first() or (free := storage.free_bytes(directory)) is None:
     return
   import jax  # pylint: disable=g-import-not-at-top  (main imports this file, and is light)
   one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
   held = _bytes_in(directory)
-  needed, free = (keep + 1) * one - held, shutil.disk_usage(directory).free
+  needed = (keep + 1) * one - held
   if needed > free:
     raise OSError(f'{directory} needs {needed / 1e9:.3g} GB more for {keep} + 1 checkpoints of '
                   f'{one / 1e9:.3g} GB, and its disk has {free / 1e9:.3g} GB free; free some '

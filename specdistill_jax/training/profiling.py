@@ -3,15 +3,19 @@
 `request` is for entry points; the first run that comes to these steps is traced.
 """
 
+import contextlib
 import pathlib
 from typing import Any
 
 import jax
 
+from specdistill_jax import storage
+
 FOLDER = 'profile'
 
 _wanted: tuple[int, int] | None = None
 _is_on = False
+_folder = contextlib.ExitStack()
 
 
 def request(first: int, last: int) -> None:
@@ -29,7 +33,8 @@ def before(step: int, workdir: pathlib.Path) -> None:
   if _wanted is not None and step == _wanted[0]:
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # the loop's own calls would bury the device's
-    jax.profiler.start_trace(str(workdir / FOLDER), profiler_options=options)
+    folder = _folder.enter_context(storage.filled(workdir / FOLDER))
+    jax.profiler.start_trace(str(folder), profiler_options=options)
     _is_on = True
 
 
@@ -39,4 +44,5 @@ def after(step: int, done: Any) -> None:
   if _is_on and step >= _wanted[1]:
     jax.block_until_ready(done)
     jax.profiler.stop_trace()
+    _folder.close()
     _is_on, _wanted = False, None

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -13,6 +12,7 @@ from rich import progress
 import tensorboardX
 
 from specdistill_jax import processes
+from specdistill_jax import storage
 
 METRICS_FILE = 'metrics.jsonl'
 
@@ -38,6 +38,7 @@ class Writer:
       return
     self._path = workdir / METRICS_FILE
     drop_after(self._path, first_step if first_step else -1, **self._labels)
+    self._lines = storage.Lines(self._path)
     self._events = tensorboardX.SummaryWriter(
         str(workdir / 'tensorboard' / run), purge_step=first_step + 1 if first_step else 0)
     self._bar = None
@@ -53,6 +54,7 @@ class Writer:
 
   def __exit__(self, *_) -> None:
     if self._active:
+      self._lines.sync()
       self._events.close()
       if self._bar is not None:
         self._bar.stop()
@@ -68,8 +70,7 @@ class Writer:
       return
     figures = {name: _plain(value) for name, value in figures.items()}
     line = json.dumps(self._labels | dict(step=step) | figures) + '\n'
-    with open(self._path, 'ab', buffering=0) as file:  # one write: whole, or cut at its end
-      file.write(line.encode('utf-8'))
+    self._lines.append(line)
     for name, value in figures.items():
       values = {f'{name}/{i}': x for i, x in enumerate(value)} if isinstance(
           value, list) else {name: value}
@@ -79,10 +80,9 @@ class Writer:
     self._show(step, figures)
 
   def sync(self) -> None:
-    """Returns when all lines are on disk: before the checkpoint that stands on them."""
-    if self._active and self._path.exists():
-      with open(self._path, 'rb') as file:
-        os.fsync(file.fileno())
+    """Returns when all lines are safe: before the checkpoint that stands on them."""
+    if self._active:
+      self._lines.sync()
 
   def _show(self, step, figures):
     shown = '  '.join(f'{name} {figures[name]:.4g}' for name in (
@@ -102,7 +102,7 @@ def drop_after(path: pathlib.Path, step: int, **labels: str) -> None:
   """
   if not path.exists():
     return
-  lines = path.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True)
+  lines = path.read_bytes().decode('utf-8', 'replace').splitlines(keepends=True)
   def stays(number, line):
     if not line.endswith('\n'):
       return False
@@ -113,12 +113,7 @@ def drop_after(path: pathlib.Path, step: int, **labels: str) -> None:
     return row['step'] <= step or any(row[name] != label for name, label in labels.items())
   kept = [line for number, line in enumerate(lines, start=1) if stays(number, line)]
   if len(kept) < len(lines):
-    aside = path.with_name(path.name + '.tmp')
-    with open(aside, 'w', encoding='utf-8') as file:
-      file.write(''.join(kept))
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(aside, path)
+    storage.write(path, ''.join(kept))
 
 
 def _plain(value):
