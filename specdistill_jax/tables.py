@@ -16,6 +16,8 @@ from typing import Any
 
 from absl import flags
 
+from specdistill_jax import storage
+
 FIGURES = dict(block_efficiency='block_efficiency', speedup='speedup_measured', alpha='alpha')
 FORMATS = ('markdown', 'latex', 'csv')
 
@@ -97,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise ValueError(f'{rest[1]!r} is no flag; give --workdir=W1,W2')
     if not values.workdir:
       raise ValueError('--workdir is missing; give --workdir=W1,W2')
-    made = table([pathlib.Path(path) for path in values.workdir], values.figure)
+    made = table([storage.path(name) for name in values.workdir], values.figure)
     print(written(*made, values.format))
   except (ValueError, flags.Error) as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from specdistill_jax import sharding
+from specdistill_jax import storage
 from specdistill_jax.checkpoints import hf
 from specdistill_jax.checkpoints import hf_decoder
 from specdistill_jax.checkpoints import key_tables
@@ -79,7 +80,7 @@ def is_draft(directory: pathlib.Path) -> bool:
   if not any((directory / name).is_file() for name in (safetensors_io.SINGLE_FILE,
                                                        safetensors_io.INDEX_FILE)):
     return False
-  with safetensors_io.Reader(directory) as reader:
+  with safetensors_io.Reader(storage.local(directory)) as reader:
     return any(key in reader.shapes for key in FUSION)
 
 
@@ -134,7 +135,7 @@ def _vocabulary(reader, vocab_size) -> dict[str, Any]:
 def load_config(directory: pathlib.Path | str, target: Any = None,
                 **overrides: Any) -> feature_config.FeatureConfig:
   """The config that `load` would give the draft; reads its vocabulary, but no weights."""
-  directory = pathlib.Path(directory)
+  directory = storage.local(directory)
   with safetensors_io.Reader(directory) as reader:
     return _config(directory, reader, target, overrides)
 
@@ -151,7 +152,7 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *, target: Any
   Raises:
     ValueError: one sentence about what is missing, unknown or does not fit.
   """
-  directory = pathlib.Path(directory)
+  directory = storage.local(directory)
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
   with safetensors_io.Reader(directory) as reader:
     config = _config(directory, reader, target, overrides)
@@ -186,7 +187,7 @@ def save(model: base.Model, directory: pathlib.Path | str, *, dtype: str | None 
       hub |= dict(architectures=[WITHOUT_BIAS])
   ends = config.eos_id
   hub['eos_token_id'] = list(ends) if isinstance(ends, tuple) else ends
-  hf.write_directory(pathlib.Path(directory), hub, tensors, max_shard_bytes=max_shard_bytes)
+  hf.write_directory(storage.path(directory), hub, tensors, max_shard_bytes=max_shard_bytes)
 
 
 def _constant(key: str, array: np.ndarray) -> safetensors_io.Tensor:

@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 
 from specdistill_jax import sharding
+from specdistill_jax import storage
 from specdistill_jax.checkpoints import pretrained
 from specdistill_jax.checkpoints import store
 from specdistill_jax.data import shards
@@ -59,6 +60,6 @@ def start(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       made, module = model.config, model.module
       feature_config.check_fits(made, target)
     described = store.read_model_file(workdir / 'target')['vocabulary']
-    vocabulary = described and (workdir / 'target' / described['path']).resolve()
+    vocabulary = described and storage.resolve(workdir / 'target', described['path'])
     store.write_model_file(directory, made, vocabulary)
     checkpoints.save_params(0, module)

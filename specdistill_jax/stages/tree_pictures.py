@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from specdistill_jax import storage
 from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.decoding import tree_names
 from specdistill_jax.evaluation import drafted
@@ -63,7 +64,8 @@ def draw(workdir: pathlib.Path, config_hash: str) -> Sequence[tuple[str, str]]:
   for number, ((temperature, name), line) in enumerate(sorted(lines.items()), start=1):
     seen = drafted.Tree(**line['picture'])
     file, title = f'tree_{number}.png', f'tree {name} at temperature {temperature:g}'
-    tree_picture.draw(seen, workdir / file, title)
+    with storage.made(workdir / file) as path:
+      tree_picture.draw(seen, path, title)
     pictures.append((file, (
         f'The {title}, drafted by {summary_lib.method(line)} in cycle {seen.cycle} of the first '
         f'prompt, the first of {drafted.MOST_CYCLES} that kept two tokens or else the last. Each '
