@@ -201,7 +201,8 @@ def distillation(objective: Objective, student_logits, teacher_logits, mask, alp
 
 
 def _whole(objective, student_logits, reference, mask, alpha, restrict):
-  weight_btg, mask_btg = (placed(objective, x, mask) for x in (token_weights(objective, mask), mask))
+  weight_btg = placed(objective, token_weights(objective, mask), mask)
+  mask_btg = placed(objective, mask, mask)
   loss_btg, overlap_btg = per_token(
       objective, placed(objective, student_logits, mask), placed(objective, reference, mask),
       mask_btg, alpha, restrict)

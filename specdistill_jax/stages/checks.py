@@ -16,20 +16,19 @@ import ml_collections
 
 from specdistill_jax.data import chat
 from specdistill_jax.data import quality
-from specdistill_jax.losses import specs
 from specdistill_jax.stages import feature_checks
+from specdistill_jax.stages import objective_checks
 from specdistill_jax.stages import sources
 from specdistill_jax.stages import task_checks
 
 Rule = Callable[[Any], str | None]  # a value -> what would be right, or None if it is
 
 TASKS = sources.NAMES
-OBJECTIVES = (*specs.NAMES, specs.FEATURE)
+OBJECTIVES = objective_checks.NAMES
 DATA_SOURCES = ('fixed', 'target', 'draft', 'draft_stored', 'fixed+draft', 'target+draft')
 RULES = ('exact', 'block', 'linear', 'square', 'exponential', 'greedy_lenience', 'typical',
          'top_k')  # of decoding.rules, named here since JAX is not yet wanted
 DEFAULT_STUDENT_FRACTION = 0.5  # of configs/common.py: says that nobody asked for another
-DEFAULT_BETA = 0.5
 
 
 def _is_number(value: Any) -> bool:
@@ -130,21 +129,6 @@ def _topology(value: Any) -> str | None:
   return None if isinstance(value, str) and re.fullmatch(r'v\w+:\d+(x\d+)+', value) else wish
 
 
-def _objective(value: Any) -> str | None:
-  wish = one_of(*OBJECTIVES)(value.split(',')[0] if isinstance(value, str) else value)
-  if wish:
-    return wish
-  try:
-    specs.parse(value)
-  except ValueError as error:
-    return f'an objective, with its fields behind commas: {error}'
-  return None
-
-
-def _further_objectives(values: Any) -> str | None:
-  return each(_objective)(values) if not isinstance(values, (tuple, list)) or values else None
-
-
 POSITIVE = number('above 0', lambda x: x > 0)
 NOT_NEGATIVE = number('of at least 0', lambda x: x >= 0)
 FRACTION = number('from 0 to 1', lambda x: 0 <= x <= 1)
@@ -190,7 +174,8 @@ LEGAL = dict(
     draft=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=STEPS),
                layout=LAYOUT),
     distill=dict(
-        objective=_objective, also=_further_objectives, beta=INNER_FRACTION, data_source=one_of(*DATA_SOURCES),
+        objective=objective_checks.objective, also=objective_checks.further, beta=INNER_FRACTION,
+        data_source=one_of(*DATA_SOURCES),
         student_fraction=FRACTION, normalisation=one_of('sequence', 'token'),
         temperature=optional(POSITIVE),
         rollout=dict(temperature=NOT_NEGATIVE, max_new_tokens=whole(1), **SAMPLING),
@@ -325,23 +310,7 @@ def _check_distill(config: Any) -> None:
         f'config.distill.student_fraction is {distill.student_fraction}, but data_source '
         f'{distill.data_source!r} is no mixture; use {mixtures}, or leave student_fraction at '
         f'{DEFAULT_STUDENT_FRACTION}')
-  every = (distill.objective, *distill.also)
-  if distill.objective in distill.also:
-    raise ValueError(f'config.distill.also has {distill.objective!r}, which is distill.objective '
-                     'already; leave it out')
-  for index, spec in enumerate(every):
-    reference = specs.reference(spec)
-    if reference is not None and reference not in every[:index]:
-      raise ValueError(f'config.distill has the objective {spec!r}, which keeps tokens by a '
-                       f'reference, the draft of {reference!r}: it must come before it')
-  specs.serving_temperature(distill.temperature, config.evaluate and config.evaluate.temperatures)
-  if 'feature' in every and not feature_checks.is_feature_draft(config, 'draft'):
-    raise ValueError("config.distill.objective is 'feature', which holds a draft to the target's "
-                     'features; config.draft.model must be a configs.common.feature_draft()')
-  if not any(spec.startswith('jsd') for spec in every) and distill.beta != DEFAULT_BETA:
-    raise ValueError(
-        f"config.distill.beta is {distill.beta}, but only the objective 'jsd' has a beta and "
-        f'distill.objective is {distill.objective!r}; leave it at {DEFAULT_BETA}')
+  objective_checks.check(config, feature_checks.is_feature_draft(config, 'draft'))
 
 
 def _check_rules(evaluate: Any) -> None:
