@@ -4,8 +4,6 @@ A section per stage: `task` (prepare), `target`, `draft`, `distill`, `evaluate`.
 section to None leaves its stage out. `specdistill_jax.stages.checks` says what is legal.
 """
 
-from typing import Any
-
 import ml_collections
 from ml_collections import config_dict
 
@@ -111,7 +109,7 @@ def feature_draft(family: str) -> ml_collections.ConfigDict:
       head_dim=_optional(int), mlp_width=_optional(int), **own[family]))
 
 
-def feature_recipe(family: str) -> dict[str, Any]:
+def feature_recipe(family: str) -> dict:
   """Of `train()`, what the released codes set for the papers' own targets; rows of 2,048 tokens.
 
   FSPAD's for EAGLE-1 too, as its authors retrained it: 20 epochs of 64,600 rows, on a line that

@@ -12,7 +12,7 @@ own), `eagle`, `fspad`, its ablations `fspad_no_sampling` and `fspad_no_alignmen
 `configs/feature_drafts.py:fspad` is one of them. All have as many distillation steps, the same
 rows but for the standalone one, which writes its own, and three seeds. Each is decoded with
 chains, with EAGLE-1's static tree and with EAGLE-2's dynamic one (EAGLE-2 is the row `eagle`
-with it), at temperatures 0 and 1. `--config.distill.train.steps=1200` trains longer,
+with it), at temperatures 0 and 1. `--config.distill.train.steps=800` trains longer,
 `--config.distill.data_source=target` on the target's own answers, which the papers find better;
 `--config.task.name=gsm8k` with task.data_dir, max_length and rollout.max_new_tokens takes another
 task.
@@ -34,8 +34,6 @@ EAGLE-1 3.94 (Vicuna; its chain 3.20), EAGLE-2 with the same weights 4.98, EAGLE
 EAGLE-2 are quoted of it.
 """
 
-from typing import Any
-
 import ml_collections
 
 from configs import common
@@ -50,7 +48,7 @@ DRAFTS = {
 }
 
 
-def overrides(draft: str) -> dict[str, Any]:
+def overrides(draft: str) -> dict:
   """What a study of this draft changes in the study of all."""
   if DRAFTS[draft] is None:
     return {'study': 'feature_drafts_standalone'}
@@ -72,20 +70,20 @@ def get_config(arg: str = 'standalone') -> ml_collections.ConfigDict:
   # Eight layers: of fewer, EAGLE-3's three would not be apart.
   config.target.model.update(num_layers=8, width=320, num_heads=5, num_kv_heads=5, head_dim=64,
                              mlp_width=864)
-  config.target.train.update(steps=600, learning_rate=1.5e-3, warmup_steps=40, eval_every=300)
+  config.target.train.update(steps=500, learning_rate=1.5e-3, warmup_steps=40, eval_every=250)
   config.draft.model.update(num_layers=2, width=256, num_heads=4, num_kv_heads=4, head_dim=64,
                             mlp_width=704)
-  config.draft.train.update(steps=600, learning_rate=3e-3, eval_every=300, checkpoint_every=200)
+  config.draft.train.update(steps=300, learning_rate=3e-3, eval_every=150, checkpoint_every=150)
 
   config.distill.update(seeds=(0, 1, 2), control=False)
   config.distill.rollout.max_new_tokens = 48
-  config.distill.train.update(steps=300, learning_rate=2e-3, schedule='linear',
-                              final_fraction=0.0, eval_every=150, checkpoint_every=150)
-  config.evaluate.update(gammas=(5,), trees=('eagle1', 'dynamic k10 d6 n59'), num_prompts=24)
+  config.distill.train.update(steps=200, learning_rate=2e-3, schedule='linear',
+                              final_fraction=0.0, eval_every=100, checkpoint_every=100)
+  config.evaluate.update(gammas=(5,), trees=('eagle1', 'dynamic k10 d6 n59'), num_prompts=16)
   config.update_from_flattened_dict(overrides(arg))
   return config
 
 
-def get_sweep() -> list[dict[str, Any]]:
+def get_sweep() -> list[dict]:
   """A study a draft."""
   return [overrides(draft) for draft in DRAFTS]

@@ -19,7 +19,7 @@ from specdistill_jax.decoding import rules
 from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.drafters import feature
 
-TARGET = drafts.target()
+TARGET = drafts.target(num_layers=3)  # of which EAGLE-3 reads the inputs of two
 NEW, WIDTH = 12, 8
 KINDS = pytest.mark.parametrize('kind', ['eagle', 'fspad', 'eagle3'])
 
