@@ -206,7 +206,7 @@ def staged(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         raise OSError(f'{folder} is there already; remove it, or name another folder')
       write(_marker(folder), b'')
       folder.rmtree(missing_ok=True)  # of an upload that was interrupted
-      _put(pathlib.Path(aside), folder)
+      put(pathlib.Path(aside), folder)
       _marker(folder).unlink()
     return
   folder.parent.mkdir(parents=True, exist_ok=True)
@@ -241,10 +241,13 @@ def filled(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     return
   with tempfile.TemporaryDirectory() as aside:
     yield pathlib.Path(aside)
-    _put(pathlib.Path(aside), folder)
+    put(pathlib.Path(aside), folder)
 
 
-def _put(source, folder) -> None:
+def put(source: pathlib.Path, folder: pathlib.Path) -> None:
+  """Copies what lies in `source`, on a disk, into `folder`, unless that is the same folder."""
+  if source == folder:
+    return
   files = [file for file in sorted(source.rglob('*')) if file.is_file()]
   _client().put([str(file) for file in files],
                 [f'{folder}/{file.relative_to(source).as_posix()}' for file in files])

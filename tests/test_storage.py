@@ -56,6 +56,16 @@ def remote(served):
   return storage.path(f'{bucket.ROOT}/{next(_numbers)}/w')
 
 
+def test_what_others_write_is_seen(remote, served):
+  """Listings must not be kept: the files of a study are written by several processes."""
+  assert not remote.exists() and not storage.is_whole(remote)
+  storage.write(remote / 'mine', b'')
+  assert [path.name for path in remote.iterdir()] == ['mine']
+  served.put(str(remote / 'theirs').removeprefix(f'{bucket.ROOT}/'), b'1')
+  assert sorted(path.name for path in remote.iterdir()) == ['mine', 'theirs']
+  assert (remote / 'theirs').read_bytes() == b'1'
+
+
 class Killed(BaseException):
   pass
 
@@ -96,12 +106,12 @@ def test_an_upload_that_was_interrupted_is_not_whole_and_is_done_again(remote, m
   def fill(aside, *names):
     for name in names:
       (aside / name).write_text(name)
-  original = storage._put
+  original = storage.put
   def half(source, folder):
     (source / 'b.txt').unlink()
     original(source, folder)
     raise Killed
-  monkeypatch.setattr(storage, '_put', half)
+  monkeypatch.setattr(storage, 'put', half)
   with pytest.raises(Killed), storage.staged(remote / 'data') as aside:
     fill(aside, 'a.txt', 'b.txt')
   monkeypatch.undo()
@@ -146,6 +156,7 @@ def test_a_resumed_run_loses_and_doubles_no_line(folder):
   found = [json.loads(line)['step'] for line in (
       folder / 'metrics.jsonl').read_text().splitlines()]
   assert found == list(range(10))
+  assert len(list((folder / 'tensorboard' / 'target').iterdir())) in (1, 2)  # same second: one
 
 
 def test_results_are_appended_and_repaired(folder):

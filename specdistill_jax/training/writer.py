@@ -1,6 +1,7 @@
 """Where training figures go: `metrics.jsonl` and TensorBoard always, and the terminal."""
 
 from collections.abc import Iterator
+import contextlib
 import json
 import math
 import pathlib
@@ -39,8 +40,11 @@ class Writer:
     self._path = workdir / METRICS_FILE
     drop_after(self._path, first_step if first_step else -1, **self._labels)
     self._lines = storage.Lines(self._path)
+    self._events_at = workdir / 'tensorboard' / run
+    self._open = contextlib.ExitStack()
+    self._folder = self._open.enter_context(storage.filled(self._events_at))
     self._events = tensorboardX.SummaryWriter(
-        str(workdir / 'tensorboard' / run), purge_step=first_step + 1 if first_step else 0)
+        str(self._folder), purge_step=first_step + 1 if first_step else 0)
     self._bar = None
     if sys.stdout.isatty():
       self._bar = progress.Progress(
@@ -56,6 +60,7 @@ class Writer:
     if self._active:
       self._lines.sync()
       self._events.close()
+      self._open.close()
       if self._bar is not None:
         self._bar.stop()
 
@@ -83,6 +88,8 @@ class Writer:
     """Returns when all lines are safe: before the checkpoint that stands on them."""
     if self._active:
       self._lines.sync()
+      self._events.flush()
+      storage.put(self._folder, self._events_at)
 
   def _show(self, step, figures):
     shown = '  '.join(f'{name} {figures[name]:.4g}' for name in (
