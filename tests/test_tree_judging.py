@@ -140,25 +140,44 @@ def draws(law, seed):
   return np.asarray(draw(jax.random.split(jax.random.key(seed), 60_000), log_law, 3)), log_law
 
 
-def test_siblings_beyond_the_drafts_support_are_never_kept():
-  """A law of two tokens has no third sibling: filler is skipped, and the law stays exact."""
-  tree, count = tree_lib.Tree(((0,), (1,), (2,))), 60_000
-  target = np.array([0.3, 0.2, 0.4, 0.1])
-  tokens, log_draft = draws([0.5, 0.5, 0.0, 0.0], 0)
-  assert set(map(tuple, tokens[:, :2].tolist())) == {(0, 1), (1, 0)}
+def emitted(tokens, log_draft, target, seed):
+  """The first token of cycles whose root has three children; verdicts and accepted slots."""
+  tree, count = tree_lib.Tree(((0,), (1,), (2,))), len(tokens)
   proposal = structs.Proposal(jnp.asarray(tokens), log_draft[:, None], None,
                               branches=tree.branches(count, with_laws=True))
   target_btv = jnp.broadcast_to(jnp.log(jnp.asarray(target, jnp.float32)), (count, 4, 4))
-  verdict, path_bt, _ = judge(rules.Exact(), target_btv, proposal,
-                              jax.random.split(jax.random.key(2), count))
-  kept = np.asarray(verdict.num_accepted_b == 1)
-  assert not np.any(path_bt[kept, 1] == 3)
-  emitted = np.where(kept, np.take_along_axis(
-      tokens, np.maximum(np.asarray(path_bt)[:, 1:2] - 1, 0), axis=1)[:, 0], verdict.next_token_b)
-  shares = np.bincount(emitted, minlength=4) / count
-  assert np.all(np.abs(shares - target) < 4 * np.sqrt(0.25 / count))
+  verdict, path_bt, _ = jax.device_get(judge(rules.Exact(), target_btv, proposal,
+                                             jax.random.split(jax.random.key(seed), count)))
+  slot_b = np.where(verdict.num_accepted_b == 1, path_bt[:, 1], 0)
+  first = tokens[np.arange(count), np.maximum(slot_b - 1, 0)]
+  return np.where(slot_b > 0, first, verdict.next_token_b), slot_b
+
+
+def deviation(tokens, law):
+  """The largest, in standard deviations of what is expected."""
+  law = np.asarray(law)
+  shares = np.bincount(tokens, minlength=4) / len(tokens)
+  return np.max(np.abs(shares - law) / np.sqrt(law * (1 - law) / len(tokens)))
+
+
+TARGET = np.array([0.3, 0.2, 0.4, 0.1])
+
+
+def test_siblings_beyond_the_drafts_support_are_never_kept():
+  """A law of two tokens has no third sibling: filler is skipped, and the law stays exact."""
+  tokens, log_draft = draws([0.5, 0.5, 0.0, 0.0], 0)
+  assert set(map(tuple, tokens[:, :2].tolist())) == {(0, 1), (1, 0)}
+  found, slot_b = emitted(tokens, log_draft, TARGET, 2)
+  assert not np.any(slot_b == 3) and deviation(found, TARGET) < 4
   # Both tokens were offered: what is refused at last is a token that was never offered.
-  assert np.all(np.asarray(verdict.next_token_b)[~kept] >= 2)
+  assert np.all(found[slot_b == 0] >= 2)
+
+
+def test_a_misstated_draft_law_shows():
+  """Three of four tokens are offered: exact under the law that they were drawn from, and only so."""
+  tokens, log_draft = draws([0.5, 0.3, 0.15, 0.05], 1)
+  assert deviation(emitted(tokens, log_draft, TARGET, 2)[0], TARGET) < 4
+  assert deviation(emitted(tokens, 0.5 * log_draft, TARGET, 2)[0], TARGET) > 8
 
 
 def test_draws_without_replacement_have_their_law():
