@@ -6,7 +6,6 @@ As in `test_law.py`, on fewer jitted samples: p-values corrected for their numbe
 
 import os
 
-from flax import struct
 import pytest
 
 import laws
@@ -15,8 +14,8 @@ import tables
 import trees
 
 NUM_SAMPLES = int(os.environ.get('LAW_SAMPLES', 60_000))
-LOSSLESS = ('drawn_shuffled', 'fixed_top_p', 'dynamic_warped', 'language_model')
-LOSSY = ('linear_fixed', 'linear_drawn', 'typical_dynamic')
+LOSSLESS = ('drawn_small', 'dynamic_warped')
+LOSSY = ('linear_small', 'typical_dynamic')
 
 
 @pytest.fixture(scope='module')
@@ -56,27 +55,3 @@ def test_the_oracle_itself_finds_exact_judging_lossless(name):
   assert set(found) == set(expected)
   for sequence, probability in expected.items():
     assert abs(found[sequence] - probability) < 1e-9
-
-
-@struct.dataclass
-class Misstating:
-  """A drafter whose siblings were drawn from another law than it says."""
-  drafter: object
-  gamma: int = struct.field(pytree_node=False)
-  num_nodes: int = struct.field(pytree_node=False)
-
-  def prefill(self, *inputs):
-    return self.drafter.prefill(*inputs)
-
-  def propose(self, state, key_b):
-    proposal = self.drafter.propose(state, key_b)
-    return proposal.replace(log_probs_bgv=0.5 * proposal.log_probs_bgv)
-
-  def commit(self, *inputs):
-    return self.drafter.commit(*inputs)
-
-
-def test_the_law_test_catches_a_misstated_draft_law():
-  case = trees.LOSSLESS_CASES['drawn_top_k']
-  drafter = Misstating(case.drafter, case.drafter.gamma, case.drafter.num_nodes)
-  assert laws.p_value(case, rules.Exact(), drafter=drafter, num_samples=NUM_SAMPLES) < 1e-12

@@ -52,7 +52,10 @@ class TableDraft:
 # Trees small enough to enumerate what they do.
 BUSHY = tree_lib.Tree(((0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1)))
 SHUFFLED = tree_lib.Tree(tuple(BUSHY.paths[node] for node in (2, 0, 4, 3, 7, 6, 1, 5)))
+SMALL = tree_lib.Tree(((0,), (1,), (0, 0), (0, 1), (1, 0)))
+SMALL_SHUFFLED = tree_lib.Tree(tuple(SMALL.paths[node] for node in (1, 0, 4, 3, 2)))
 TREES = {
+    'small_shuffled': SMALL_SHUFFLED,
     'bushy': BUSHY,
     'shuffled': SHUFFLED,
     'wide': tree_lib.Tree(((0,), (1,), (2,), (3,), (3, 0), (0, 0))),
@@ -230,7 +233,7 @@ def tree_cycle_law(case, judge):
 LOSSLESS_CASES = {
     'fixed': Case(),
     'drawn': Case(drawn=True),
-    'drawn_shuffled': Case('similar', drawn=True, tree='shuffled', prompt=(3,)),
+    'drawn_shuffled': Case('similar', drawn=True, tree='shuffled', prompt=(3, 4)),
     'fixed_shuffled': Case('similar', tree='shuffled'),
     'fixed_top_p': Case('similar', temperature=0.7, top_p=0.8, tree='wide'),
     'drawn_top_k': Case('similar', top_k=3, vocab=7, tree='wide', drawn=True),
@@ -240,6 +243,7 @@ LOSSLESS_CASES = {
     'dynamic': Case('similar', tree='dynamic'),
     'dynamic_unrelated': Case('unrelated', tree='dynamic_wide', prompt=(4, 2)),
     'dynamic_warped': Case('similar', temperature=1.3, top_k=4, top_p=0.8, vocab=8, tree='dynamic'),
+    'drawn_small': Case('similar', drawn=True, tree='small_shuffled', prompt=(3,)),
     'language_model': Case('similar', drawn=True, language_model=True, top_k=3),
     'language_model_dynamic': Case('similar', tree='dynamic', language_model=True, prompt=(3,)),
     'chain': Case('similar', tree='chain', drawn=True),
@@ -247,12 +251,13 @@ LOSSLESS_CASES = {
 
 # name: (rule, epsilon, case)
 LOSSY_CASES = {
+    'linear_small': ('linear', 0.5, Case(tree='small_shuffled', drawn=True, prompt=(3,))),
     'linear_fixed': ('linear', 0.5, Case('similar', temperature=0.9)),
     'linear_drawn': ('linear', 0.5, Case(drawn=True)),
     'linear_dynamic': ('linear', 0.3, Case('similar', tree='dynamic')),
     'typical_fixed': ('typical', 0.6, Case(temperature=1.2)),
     'typical_drawn': ('typical', 0.6, Case('similar', drawn=True, temperature=1.2)),
-    'typical_dynamic': ('typical', 0.6, Case(tree='dynamic', temperature=1.2)),
+    'typical_dynamic': ('typical', 0.6, Case(tree='dynamic', temperature=1.2, vocab=8)),
     'square_drawn': ('square', 0.7, Case('similar', tree='wide', drawn=True, top_p=0.8)),
     'exponential_fixed': ('exponential', 0.5, Case('similar')),
     'top_k_drawn': ('top_k', 1 / 2, Case(drawn=True)),

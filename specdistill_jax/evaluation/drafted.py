@@ -26,23 +26,24 @@ class Tree:
     parents: the slot of each node's parent.
     words: the root's and each node's.
     probabilities: the draft's, of each node after its parent; None where it didn't say.
-    kept: slots of the accepted path, the root's first.
-    next_word: what the target put behind them: its correction, or the bonus token.
+    kept: slots of the accepted path, the root's first, as far as the text goes on.
+    next_word: what the target put behind them, its correction or the bonus token; None where the
+      text ended before.
     cycle: which one of the text it was, from 1.
   """
   parents: list[int]
   words: list[str]
   probabilities: list[float] | None
   kept: list[int]
-  next_word: str
+  next_word: str | None
   cycle: int
 
 
 @functools.partial(jax.jit, static_argnames=('rule', 'sampling'))
 def _cycle(module, drafter, state, *, rule, sampling):
-  state, proposal, path, verdict = chain.cycle(
+  state, proposal, _, verdict = chain.cycle(
       module, drafter, state, rule=rule, sampling=sampling, eos_id=state_lib.end_ids(module))
-  return state, proposal.replace(drafter_state=None), path.tokens_bg, verdict
+  return state, proposal.replace(drafter_state=None), verdict
 
 
 def look(module: Any, setting: step_costs.Setting, prompts_bt: np.ndarray,
@@ -59,28 +60,28 @@ def look(module: Any, setting: step_costs.Setting, prompts_bt: np.ndarray,
   state = engine.prefill_speculative(module, setting.drafter, prompts_bt, prompt_lengths_b, key,
                                      max_new_tokens=max_new_tokens)
   for number in range(1, MOST_CYCLES + 1):
-    root = int(state_lib.last_tokens(state)[0])
-    state, *seen = _cycle(module, setting.drafter, state, rule=setting.rule, sampling=sampling)
-    proposal, path_bg, verdict = jax.device_get(seen)
-    found = _tree(proposal, path_bg[0, :verdict.num_accepted_b[0]].tolist(),
-                  [root, *proposal.tokens_bg[0].tolist()], int(verdict.next_token_b[0]), number,
-                  word)
+    before = int(state.lengths_b[0])
+    state, proposal, verdict = _cycle(module, setting.drafter, state, rule=setting.rule,
+                                      sampling=sampling)
+    text = state.tokens_bs[0, before - 1:int(state.lengths_b[0])].tolist()
+    found = _tree(jax.device_get(proposal), text, int(verdict.num_accepted_b[0]), number, word)
     if len(found.kept) > 2 or bool(state.done_b[0]):
       break
   return found
 
 
-def _tree(proposal: structs.Proposal, path: list[int], tokens: list[int], next_token: int,
-          number: int, word: Callable[[int], str]) -> Tree:
-  branches = proposal.branches
+def _tree(proposal: structs.Proposal, text: list[int], num_accepted: int, number: int,
+          word: Callable[[int], str]) -> Tree:
+  """`text` is the root and what the cycle added to the first row."""
+  branches, tokens = proposal.branches, [text[0], *proposal.tokens_bg[0].tolist()]
   if branches is None:  # a tree of width one, proposed as a chain
     parents, thought = list(range(len(tokens) - 1)), None
   else:
     parents, thought = branches.parents_bm[0].tolist(), branches.draft_log_probs_bm
   kept = [0]
-  for token in path:  # siblings differ, and filler comes last
+  for token in text[1:1 + num_accepted]:  # siblings differ, and filler comes last
     kept.append(next(node + 1 for node, parent in enumerate(parents)
                      if parent == kept[-1] and tokens[node + 1] == token))
   return Tree(parents, [word(token) for token in tokens],
-              None if thought is None else np.exp(thought[0]).tolist(), kept, word(next_token),
-              number)
+              None if thought is None else np.exp(thought[0]).tolist(), kept,
+              word(text[-1]) if len(text) > 1 + num_accepted else None, number)

@@ -58,14 +58,15 @@ def draw(tree: drafted.Tree, path: pathlib.Path, title: str) -> None:
     strong = node in kept
     axis.plot(*zip(place[parent], place[node]), zorder=2 if strong else 1,
               color=KEPT if strong else '#cccccc', linewidth=2.2 if strong else 0.9)
-  axis.plot(*zip(last, beside), color=NEXT, linewidth=1.4, linestyle=':', zorder=1)
   _box(axis, place[0], _shown(tree.words[0]), '#222222', True)
   for node in range(1, len(place)):
     chance = '' if tree.probabilities is None else f'  {tree.probabilities[node - 1]:.2f}'
     strong = node in kept
     _box(axis, place[node], f'{_shown(tree.words[node])}{chance}', KEPT if strong else REFUSED,
          strong)
-  _box(axis, beside, _shown(tree.next_word), NEXT, True)
+  if tree.next_word is not None:
+    axis.plot(*zip(last, beside), color=NEXT, linewidth=1.4, linestyle=':', zorder=1)
+    _box(axis, beside, _shown(tree.next_word), NEXT, True)
   names = ['committed', *(f'level {level}' for level in range(1, int(beside[0]))), 'the target']
   for level, name in enumerate(names):
     axis.text(level, place[:, 1].max() + 0.9, name, ha='center', fontsize=8, color='#555555')
