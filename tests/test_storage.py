@@ -1,18 +1,27 @@
 """Files on a disk and in a bucket: what is there, also after a kill, is whole in both."""
 
+import dataclasses
 import itertools
 import json
 import os
 
+import jax
+import numpy as np
 import pytest
 
 import bucket
+import chats_config
+import models
+from specdistill_jax import convert
 from specdistill_jax import storage
 from specdistill_jax.checkpoints import digests
+from specdistill_jax.checkpoints import hf
+from specdistill_jax.checkpoints import pretrained
 from specdistill_jax.data import chat
 from specdistill_jax.data import files
 from specdistill_jax.data import prompts
 from specdistill_jax.data import shards
+from specdistill_jax.data import vocabulary
 from specdistill_jax.evaluation import rows
 from specdistill_jax.stages import workdirs
 from specdistill_jax.training import writer
@@ -229,6 +238,25 @@ def test_data_are_read_from_a_bucket(remote, tmp_path):
   task = {'canary': '', 'examples': [{'input': 'True and False is', 'target': 'False'}]}
   storage.write(remote / 'bbh' / 'boolean_expressions.json', json.dumps(task))
   assert [example.targets for example in prompts.bbh(str(remote / 'bbh'))] == ['False']
+
+
+def test_models_are_read_converted_and_written_there(remote, tmp_path):
+  """Hugging Face's directory to ours, both in the bucket, tokenizer and all."""
+  talks = map(json.loads, chats_config.chats().splitlines())
+  pieces = vocabulary.train((turn['content'] for talk in talks for turn in talk['messages']),
+                            tmp_path / 'v.model', 290)
+  model = dataclasses.replace(models.tiny(vocab_size=290, num_layers=1), vocabulary=pieces)
+  hf.save(model, remote / 'hub')
+  convert.convert(str(remote / 'hub'), str(remote / 'ours'))
+  for name in ('hub', 'ours'):
+    found = pretrained.load(str(remote / name))
+    jax.tree.map(np.testing.assert_array_equal, found.module, model.module)
+    assert found.vocabulary.digest == model.vocabulary.digest
+    assert pretrained.load_config(str(remote / name)).num_layers == 1
+  with pytest.raises(ValueError, match='is there already'):
+    convert.convert(str(remote / 'hub'), str(remote / 'ours'))
+  with pytest.raises(ValueError, match='gs://.* is no directory'):
+    pretrained.load(str(remote / 'absent'))
 
 
 def test_a_bucket_that_cannot_be_used_is_told_in_a_sentence(remote, served):
