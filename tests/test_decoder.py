@@ -53,7 +53,7 @@ def test_causality_by_gradient(family):
   positions_bt, mask_bts = jnp.arange(10)[None], jnp.tril(jnp.ones((10, 10), bool))[None]
 
   def logit_sum(x_btd, at):
-    out = model.module._scanned(x_btd, positions_bt, mask_bts, None)
+    out, _ = model.module._scanned(x_btd, positions_bt, mask_bts, None)
     return jnp.sum(model.module.logits(model.module.final_norm(out))[:, at] ** 2)
 
   x_btd = model.module.embed(tokens_bt, positions_bt)

@@ -41,7 +41,7 @@ class TokenRule(Protocol):
 
 def judges_trees(rule: structs.Rule) -> bool:
   """Whether a rule judges token by token, as a `TokenRule` does: a tree needs one."""
-  return hasattr(rule, 'kept')
+  return getattr(rule, 'kept', None) is not None
 
 
 def judge_chain(rule: TokenRule, target_log_probs_btv: jax.Array, proposal: structs.Proposal,
