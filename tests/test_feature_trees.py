@@ -85,7 +85,7 @@ def going_on(kind):
   built = drafter(kind, DYNAMIC)
   prompts_bt, lengths_b = prompts(8, shortest=2, seed=3)
   state = engine.prefill_speculative(target_module(kind), built, prompts_bt, lengths_b,
-                                     jax.random.key(2), max_new_tokens=NEW)
+                                     jax.random.key(3), max_new_tokens=NEW)
   step = jax.jit(functools.partial(chain.step, rule=rules.Exact(), sampling=HOT, eos_id=-1))
   for _ in range(5):
     state = step(target_module(kind), built, state)
