@@ -244,7 +244,7 @@ def test_models_are_read_converted_and_written_there(remote, tmp_path):
   """Hugging Face's directory to ours, both in the bucket, tokenizer and all."""
   talks = map(json.loads, chats_config.chats().splitlines())
   pieces = vocabulary.train((turn['content'] for talk in talks for turn in talk['messages']),
-                            tmp_path / 'v.model', 290)
+                            tmp_path / 'vocabulary.model', 290)
   model = dataclasses.replace(models.tiny(vocab_size=290, num_layers=1), vocabulary=pieces)
   hf.save(model, remote / 'hub')
   convert.convert(str(remote / 'hub'), str(remote / 'ours'))

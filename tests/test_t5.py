@@ -363,7 +363,8 @@ def test_narrower_buffers_change_no_loss():
   losses = jax.jit(functools.partial(step.losses, FORWARD_KL), static_argnames='first')
   whole = losses(DRAFT.module, TARGET.module, batch())
   narrow = losses(DRAFT.module, TARGET.module, batch(widths=structs.Widths(4, 6)), first=1)
-  np.testing.assert_allclose(jax.tree.leaves(narrow), jax.tree.leaves(whole), rtol=1e-5)
+  for found, expected in zip(jax.tree.leaves(narrow), jax.tree.leaves(whole), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
   shape = jax.eval_shape(lambda module: module.supervise(
       batch(widths=structs.Widths(4, 6))), TARGET.module).features_btd.shape
   assert shape[1] == 6  # not the row's 10: the head is paid for completions only

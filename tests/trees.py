@@ -35,7 +35,7 @@ class TableDraft:
   def inputs(self, target_output):
     return target_output.features['token_btd']
 
-  def step(self, tokens_bt, carried_btd, positions_bt, mask_bts, cache):
+  def read(self, tokens_bt, carried_btd, positions_bt, mask_bts, cache):
     cache = cache.write(tokens_bt, positions_bt)
     before_bt, seen_bt = carried_btd[..., 0], cache.look(positions_bt - 1, mask_bts)
     # The first pair sees none before it.
@@ -44,6 +44,9 @@ class TableDraft:
     logits_btv = self.logits_vvv[before_bt, tokens_bt]
     return (jnp.where(agrees_bt[..., None], logits_btv, jnp.roll(logits_btv, 1, axis=-1)),
             tokens_bt[..., None], cache)
+
+  def logits(self, read_btv):
+    return read_btv
 
 
 # Trees small enough to enumerate what they do.

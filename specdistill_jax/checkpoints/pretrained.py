@@ -49,7 +49,7 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *, target: Any
   Raises:
     ValueError: one sentence about what is missing, damaged, unknown or does not fit.
   """
-  if not is_ours(directory) and hf_drafters.is_draft(pathlib.Path(directory)):
+  if not is_ours(directory) and hf_drafters.is_draft(storage.path(directory)):
     return hf_drafters.load(directory, mesh, target=target, layout=layout, **overrides)
   read = store.load_model if is_ours(directory) else hf.load
   return read(directory, mesh, layout=layout, **overrides)
@@ -63,7 +63,7 @@ def save(model: base.Model, directory: pathlib.Path | str, **options: Any) -> No
 
 def load_config(directory: pathlib.Path | str, target: Any = None, **overrides: Any) -> Any:
   """The config that `load` would give the model; reads no weights."""
-  if not is_ours(directory) and hf_drafters.is_draft(pathlib.Path(directory)):
+  if not is_ours(directory) and hf_drafters.is_draft(storage.path(directory)):
     return hf_drafters.load_config(directory, target, **overrides)
   read = store.load_config if is_ours(directory) else hf.load_config
   return read(directory, **overrides)
