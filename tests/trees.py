@@ -249,9 +249,9 @@ LOSSLESS_CASES = {
     'chain': Case('similar', tree='chain', drawn=True),
 }
 
-# name: (rule, epsilon, case)
+# name: (rule, epsilon, case); prompts of two tokens or more: of one there is no pair to draft from.
 LOSSY_CASES = {
-    'linear_small': ('linear', 0.5, Case(tree='small_shuffled', drawn=True, prompt=(3,))),
+    'linear_small': ('linear', 0.5, Case(tree='small_shuffled', drawn=True, prompt=(3, 4))),
     'linear_fixed': ('linear', 0.5, Case('similar', temperature=0.9)),
     'linear_drawn': ('linear', 0.5, Case(drawn=True)),
     'linear_dynamic': ('linear', 0.3, Case('similar', tree='dynamic')),
