@@ -81,16 +81,16 @@ def test_greedy_decoding_along_trees_is_the_targets_own(kind, tree, batch):
 
 @functools.cache
 def going_on(kind):
-  """Ragged rows after five cycles along dynamic trees; how far each has come differs."""
-  built = drafter(kind, DYNAMIC)
+  """Ragged rows after three cycles, of whose drawn trees flat laws keep much."""
+  built = drafter(kind, STATIC, HOT)
   prompts_bt, lengths_b = prompts(8, shortest=2, seed=3)
   state = engine.prefill_speculative(target_module(kind), built, prompts_bt, lengths_b,
                                      jax.random.key(3), max_new_tokens=NEW)
   step = jax.jit(functools.partial(chain.step, rule=rules.Exact(), sampling=HOT, eos_id=-1))
-  for _ in range(5):
+  for _ in range(3):
     state = step(target_module(kind), built, state)
   advanced = set((state.lengths_b - lengths_b).tolist())
-  assert len(advanced) > 1 and max(advanced) > 5, 'rows advance alike, or nothing is accepted'
+  assert len(advanced) > 1 and max(advanced) > 3, 'rows advance alike, or nothing is accepted'
   return state
 
 
