@@ -36,7 +36,9 @@ def start(workdir, cache, *, count, devices, stages, fields='steps=6'):
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
   environment = os.environ | dict(
-      JAX_PLATFORMS='cpu', XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}',
+      JAX_PLATFORMS='cpu',
+      XLA_FLAGS=(f'--xla_force_host_platform_device_count={devices} '
+                 '--xla_backend_optimization_level=0'),
       JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0')
   def process(index):
     with open(workdir / f'output{index}', 'ab') as output:
