@@ -20,11 +20,13 @@ host="$(hostname)"
 boot_id() { cat /proc/sys/kernel/random/boot_id 2>/dev/null || echo none; }
 
 alive() {  # or about to be; a pid of before a reboot is nobody's
-  local boot pid
+  local boot pid shell
   [ -e "$last" ] && [ ! -e "$last/exit" ] || return 1
   if [ ! -e "$last/pid" ]; then [ -n "$(find "$last/" -maxdepth 0 -mmin -1)" ]; return; fi
-  read -r boot pid < "$last/pid"
-  [ "$boot" = "$(boot_id)" ] && kill -0 "$pid" 2>/dev/null
+  read -r boot pid shell < "$last/pid"
+  # Between the program's end and its exit code in writing, the shell that writes it is alive.
+  [ "$boot" = "$(boot_id)" ] && [ ! -e "$last/exit" ] \
+    && { kill -0 "$pid" || kill -0 "$shell"; } 2>/dev/null
 }
 
 report() {  # specdistill-host HOST TOKEN running|exit:CODE|stopped:CODE|lost, or none idle
@@ -61,7 +63,7 @@ supervise() {  # token, variables, --, flags of main
   trap : TERM
   env ${variables[@]+"${variables[@]}"} .venv/bin/python -P -m specdistill_jax.main "$@" &
   pid=$!
-  printf '%s %s\n' "$(boot_id)" "$pid" > "$directory/pid.part"
+  printf '%s %s %s\n' "$(boot_id)" "$pid" "$$" > "$directory/pid.part"
   mv -- "$directory/pid.part" "$directory/pid"
   while :; do
     wait "$pid"
@@ -74,7 +76,10 @@ supervise() {  # token, variables, --, flags of main
 
 signal() {  # TERM: the program saves and ends. KILL: it ends
   local pid
-  if alive && [ -e "$last/pid" ]; then read -r _ pid < "$last/pid"; kill -s "$1" "$pid"; fi
+  if alive && [ -e "$last/pid" ]; then
+    read -r _ pid _ < "$last/pid"
+    kill -s "$1" "$pid" 2>/dev/null  # it may have ended this moment
+  fi
   report
 }
 

@@ -108,7 +108,8 @@ _attempt() {  # words of `start`: sets up if need be, starts or takes up, follow
   if [ -n "$token" ]; then
     note 'this very command runs there: following it'
   else
-    token="$sum-$(date '+%m%d%H%M%S')-$$"
+    number=$((${number:-0} + 1))  # two attempts may begin in one second
+    token="$sum-$(date '+%m%d%H%M%S')-$$-$number"
     if [ -n "$needs_setup" ]; then
       setup || { note 'the hosts could not be set up'; return; }
     fi

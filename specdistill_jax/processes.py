@@ -204,8 +204,11 @@ def supervised(program: Callable[[], int]) -> int:
   sys.stdout.flush()
   sys.stderr.flush()
   parent = os.getpid()
+  # A SIGTERM between fork and handler would end the parent alone.
+  mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
   child = os.fork()
   if child == 0:
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     _run_child(program, parent)
   asked = []
 
@@ -215,6 +218,7 @@ def supervised(program: Callable[[], int]) -> int:
 
   before = {signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
             signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}  # the child has it too
+  signal.pthread_sigmask(signal.SIG_SETMASK, mask)
   _, waited = os.waitpid(child, 0)
   for number, handler in before.items():
     signal.signal(number, handler)

@@ -1,8 +1,9 @@
 """Starting as one process or many: flags, detection, and how a child's end is told."""
 
-import faulthandler
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -71,42 +72,40 @@ def test_alone_there_is_nobody_to_wait_for():
 
 
 def supervised(program):
-  """Exit status of `supervised`, in a fork of its own: it changes signal handlers."""
-  child = os.fork()
-  if child == 0:
-    faulthandler.disable()  # a deliberate abort is not worth its pages
-    os._exit(processes.supervised(program))
-  return child
-
-
-def status(child):
-  return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def raises():
-  raise KeyError('a bug')
+  """A Python of its own that exits as `supervised` says of `program`, source text."""
+  return subprocess.Popen(
+      [sys.executable, '-c', f'import os, pathlib, signal, sys, time\n'
+       f'from specdistill_jax import processes\n{program}\n'
+       'sys.exit(processes.supervised(program))'], stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize('program, expected', [
-    (lambda: 0, 0), (lambda: 2, 2), (lambda: 75, 75), (raises, 1),
-    (os.abort, 75),  # what JAX does to a process whose peers are gone
-    (lambda: os.kill(os.getpid(), signal.SIGKILL), 137),
+    ('program = lambda: 0', 0), ('program = lambda: 2', 2), ('program = lambda: 75', 75),
+    ('program = lambda: {}["a bug"]', 1),
+    ('program = os.abort', 75),  # what JAX does to a process whose peers are gone
+    ('program = lambda: os.kill(os.getpid(), signal.SIGKILL)', 137),
 ])
-def test_the_end_of_a_child_becomes_an_exit_status(capfd, program, expected):
-  assert status(supervised(program)) == expected
-  if program is os.abort:
-    assert 'lost the other processes' in capfd.readouterr().err
+def test_the_end_of_a_child_becomes_an_exit_status(program, expected):
+  process = supervised(program)
+  _, errors = process.communicate()
+  assert process.returncode == expected
+  if 'abort' in program:
+    assert 'lost the other processes' in errors
 
 
 def test_a_first_sigterm_is_passed_on_and_a_second_ends_at_once(tmp_path):
-  def stubborn():
-    signal.signal(signal.SIGTERM, lambda *_: (tmp_path / 'told').touch())
-    (tmp_path / 'ready').touch()
-    time.sleep(60)
-    return 0
-  child = supervised(stubborn)
+  process = supervised(f"""
+path = pathlib.Path({str(tmp_path)!r})
+def program():
+  signal.signal(signal.SIGTERM, lambda *_: (path / 'told').touch())
+  (path / 'ready').touch()
+  time.sleep(60)
+  return 0
+""")
   for name in ('ready', 'told'):
     while not (tmp_path / name).exists():
+      assert process.poll() is None
       time.sleep(0.01)
-    os.kill(child, signal.SIGTERM)
-  assert status(child) == 143
+    process.send_signal(signal.SIGTERM)
+  process.communicate()
+  assert process.returncode == 143
