@@ -32,6 +32,7 @@ LAYOUTS = {
 DEFAULT_LAYOUT = 'sharded'
 ROWS = ('data', 'fsdp')
 ACTIVATIONS = dict(b=ROWS, **_HEADS)
+BY_VOCABULARY = dict(_HEADS, v=('fsdp', 'tensor'))  # in a loop over parts of the rows
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1,
@@ -67,7 +68,7 @@ def axes(path: tuple[Any, ...]) -> str:
   return _parameter_name(path).rpartition('_')[2]
 
 
-def _fitted(letters: str, shape: tuple[int, ...], rules: dict[str, Any], mesh: Any
+def fitted(letters: str, shape: tuple[int, ...], rules: dict[str, Any], mesh: Any
             ) -> list[Any]:
   """A mesh axis, several or None for each dimension; none twice, and none that doesn't divide."""
   entries: list[Any] = []
@@ -84,7 +85,7 @@ def _spec(path: tuple[Any, ...], leaf: Any, mesh: Mesh, layout: str) -> Partitio
   if not letters or stacked not in (0, 1):
     return PartitionSpec()  # a scalar, or an optimizer's factored moment: small, replicated
   return PartitionSpec(*[None] * stacked,
-                       *_fitted(letters, leaf.shape[stacked:], LAYOUTS[layout], mesh))
+                       *fitted(letters, leaf.shape[stacked:], LAYOUTS[layout], mesh))
 
 
 def parameter_shardings(tree: Any, mesh: Mesh, layout: str = DEFAULT_LAYOUT) -> Any:
@@ -113,48 +114,11 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
-  # Under `over_rows` a device has its own rows already.
-  rules = _HEADS if set(ROWS) <= set(mesh.manual_axes) else ACTIVATIONS
+  rules = ACTIVATIONS
+  if 'data' in mesh.manual_axes:  # under `row_sharding.over_rows`
+    rules = _HEADS if 'fsdp' in mesh.manual_axes else BY_VOCABULARY
   return jax.lax.with_sharding_constraint(
-      x, PartitionSpec(*_fitted(letters, x.shape, rules, mesh)))
-
-
-def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-  """`function(whole, rows) -> (sums, of_rows)`, with each device at its own rows alone.
-
-  Left to the compiler, a loop over parts of the rows gathers its weights and adds up their
-  gradients over the devices in each turn. So both happen once, outside: `whole` is what all
-  devices need, `sums` what is added over them; a sum stays spread over fsdp by its last axis,
-  as gradients of `_vd` are. Without a mesh in context, and where the rows don't divide, it is
-  the function itself.
-  """
-  def spread(whole, rows):
-    mesh = jax.sharding.get_abstract_mesh()
-    ways = 1 if mesh.empty else rows_per_step(mesh)
-    if ways == 1 or jax.tree.leaves(rows)[0].shape[0] % ways:
-      return function(whole, rows)
-
-    def layout(x):
-      scattered = x.ndim and x.shape[-1] % mesh.shape['fsdp'] == 0
-      return PartitionSpec(*[None] * (x.ndim - 1), 'fsdp') if scattered else PartitionSpec()
-
-    def add_up(x, spec):
-      if 'fsdp' not in spec:
-        return jax.lax.psum(x, ROWS)
-      x = jax.lax.psum_scatter(x, 'fsdp', scatter_dimension=x.ndim - 1, tiled=True)
-      return jax.lax.psum(x, 'data')
-
-    layouts = jax.tree.map(layout, jax.eval_shape(function, whole, rows)[0])
-
-    def local(whole, rows):
-      sums, of_rows = function(whole, rows)
-      return jax.tree.map(add_up, sums, layouts), of_rows
-
-    return jax.shard_map(
-        local, in_specs=(PartitionSpec(), PartitionSpec(ROWS)),
-        out_specs=(layouts, PartitionSpec(ROWS)), axis_names=set(ROWS), check_vma=False)(
-            whole, rows)
-  return spread
+      x, PartitionSpec(*fitted(letters, x.shape, rules, mesh)))
 
 
 def is_matrix(path: tuple[Any, ...]) -> bool:

@@ -31,11 +31,12 @@ def target(**fields):
 def tiny(kind, target_model, seed=3, **fields):
   """A random draft for a target, its norms' scales and biases random too."""
   config = families.config(KINDS[kind] | fields, target_model.config)
-  module = jax.jit(families.init, static_argnums=0)(config, jax.random.key(seed))
   rng = np.random.default_rng(seed)
-  module = jax.tree.map(
-      lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), x.dtype) if x.ndim == 1 else 2 * x,
-      module)
+  with jax.ensure_compile_time_eval():  # it may first be asked for inside a trace
+    module = jax.jit(families.init, static_argnums=0)(config, jax.random.key(seed))
+    module = jax.tree.map(
+        lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), x.dtype) if x.ndim == 1 else 2 * x,
+        module)
   return base.Model(module, config)
 
 

@@ -45,8 +45,9 @@ def tiny_t5(seed=0, *, scale=1.0, **fields):
 
 
 def _random(built, seed, scale):
-  module = jax.jit(families.init, static_argnums=0)(built, jax.random.key(seed))
-  module = jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, module)
+  with jax.ensure_compile_time_eval():  # it may first be asked for inside a trace
+    module = jax.jit(families.init, static_argnums=0)(built, jax.random.key(seed))
+    module = jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, module)
   return base.Model(module, built)
 
 

@@ -155,8 +155,11 @@ def batch(rows=8, width=12):
 
 
 @functools.cache
-def gradients(data, fsdp, tensor, *, chunk, accumulation):
-  """Gradient and totals of a batch on a mesh, and the program that computed them."""
+def gradients(data, fsdp, tensor, *, chunk, accumulation, width=12):
+  """Gradient and totals of a batch on a mesh, and the program that computed them.
+
+  Rows of 12 are moved to where the heads are, heads to where rows of 48 are.
+  """
   mesh = sharding.make_mesh(data, fsdp, tensor, jax.devices()[:data * fsdp * tensor])
   place = lambda module: jax.device_put(module, sharding.parameter_shardings(module, mesh))
   def function(student, teacher, batch):
@@ -164,27 +167,46 @@ def gradients(data, fsdp, tensor, *, chunk, accumulation):
       return step.gradients(objectives.Objective('lk_hybrid'), student, teacher, batch, None,
                             accumulation=accumulation, first=0, mesh=mesh, chunk=chunk)
   arguments = (*map(place, pair(vocab_size=VOCAB)),
-               jax.device_put(batch(), sharding.batch_sharding(mesh)))
+               jax.device_put(batch(width=width), sharding.batch_sharding(mesh)))
   compiled = jax.jit(function).lower(*arguments).compile()
   return compiled(*arguments), compiled.as_text()
 
 
-@pytest.mark.parametrize('sizes, chunk, accumulation', [
-    ((1, 1, 1), None, 4), ((2, 2, 2), 5, 1), ((2, 2, 2), 3, 2)])
+@pytest.mark.parametrize('sizes, chunk, accumulation, width', [
+    ((1, 1, 1), None, 4, 12), ((2, 2, 2), 5, 1, 12), ((1, 8, 1), 3, 2, 12),
+    ((2, 2, 2), 3, 1, 48)])
 def test_devices_and_micro_batches_give_the_gradient_of_one_large_batch(
-    sizes, chunk, accumulation):
-  expected, _ = gradients(1, 1, 1, chunk=None, accumulation=1)
-  found, _ = gradients(*sizes, chunk=chunk, accumulation=accumulation)
+    sizes, chunk, accumulation, width):
+  expected, _ = gradients(1, 1, 1, chunk=None, accumulation=1, width=width)
+  found, _ = gradients(*sizes, chunk=chunk, accumulation=accumulation, width=width)
   assert_close(found, expected)
+
+
+def inside_loop(text, turns):
+  """What is communicated in each of its turns."""
+  inside = [o for o in count.operations(hlo.parse(text), 1) if o.kind and o.times == turns]
+  assert inside, 'a softmax over two devices adds up in each turn'
+  return inside
+
+
+WEIGHTS = VOCAB / 2 * 16 * 4  # bytes of a device; of eight in (2, 2, 2) it gathers half of them
 
 
 def test_heads_are_gathered_and_their_gradient_added_up_once():
   """Left to the compiler, each chunk's turn did both."""
+  _, text = gradients(2, 2, 2, chunk=3, accumulation=1, width=48)
+  # A chunk of 3 positions: of the device's own two rows, and of half the vocabulary.
+  assert re.search(r'f32\[2,3,(1,)?32\]', text)
+  assert max(o.wire_bytes for o in inside_loop(text, 16)) < WEIGHTS / 2
+
+
+def test_heads_that_are_larger_than_the_rows_stay_where_they_are():
+  """Gathered heads and their gradients were most of a step's memory."""
   _, text = gradients(2, 2, 2, chunk=5, accumulation=1)
-  inside = [o for o in count.operations(hlo.parse(text), 1) if o.kind and o.times == 3]
-  assert inside, 'a softmax over two devices adds up in each turn'
-  weights = VOCAB / 2 * 16 * 4  # of a device; it gathers half of them
-  assert max(o.wire_bytes for o in inside) < weights / 2
+  # A chunk of 4 positions: of the four rows of both fsdp devices, and of a quarter.
+  assert re.search(r'f32\[4,4,(1,)?16\]', text)
+  part = 4 * 4 * 16 * 4  # bytes of its features
+  assert 0 < max(o.wire_bytes for o in inside_loop(text, 3)) <= 2 * part
 
 
 WIDE = dict(shape=(2, 64), d=16, v=4096)  # logits of 2 MB

@@ -91,6 +91,26 @@ def test_grouped_queries_equal_repeated_keys():
   np.testing.assert_allclose(grouped, whole, atol=1e-6)
 
 
+@pytest.mark.parametrize('mask_rows, biased', [('each', True), ('one', False)])
+def test_long_rows_attend_a_part_at_a_time(monkeypatch, mask_rows, biased):
+  """Values and gradients are those of all queries at once; 11 queries in parts of 4."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  query, bias = jax.random.normal(keys[0], (2, 11, 4, 8)), jax.random.normal(keys[3], (1, 4, 11, 5))
+  held = jax.random.normal(keys[1], (2, 2, 2, 5, 8))
+  mask = jax.random.bernoulli(keys[2], 0.7, (2, 11 if mask_rows == 'each' else 1, 5))
+  mask = mask.at[:, :, 0].set(True)
+  def figures(query, held, bias):
+    out = layers.attend(query, *held, mask, scale=0.3, bias_bnts=bias if biased else None)
+    return jnp.sum(out ** 2), out
+  gradient = jax.grad(figures, argnums=(0, 1, 2), has_aux=True)
+  expected = gradient(query, held, bias)
+  monkeypatch.setattr(layers, 'MANY_QUERIES', 5)
+  monkeypatch.setattr(layers, 'QUERIES_AT_ONCE', 4)
+  found = gradient(query, held, bias)
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5)
+
+
 def test_rope_depends_on_distance_only():
   x = jax.random.normal(jax.random.key(0), (1, 2, 1, 8))
   angles = layers.rope_frequencies(1e4, 8)

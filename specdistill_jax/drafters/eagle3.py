@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specdistill_jax import row_sharding
 from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.drafters import feature_config
@@ -157,7 +158,8 @@ class Eagle3(nnx.Module):
   def head(self, read_btd, target=None) -> jax.Array:
     """Logits over its own vocabulary, float32; the target's head isn't needed."""
     del target
-    logits = layers.linear(read_btd, self.head_vd[...], result_dtype=jnp.float32)
+    logits = layers.linear(row_sharding.for_head(read_btd), self.head_vd[...],
+                           result_dtype=jnp.float32)
     return sharding.constrain(logits, 'btv')
 
   def logits(self, read_btd, target=None) -> jax.Array:

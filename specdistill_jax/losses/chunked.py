@@ -45,7 +45,7 @@ def supervised(objective: objectives.Objective, student_head: Head, features, la
 
   Args:
     chunk: positions of a row at a time, at most; None: all of them.
-    over_rows: `sharding.over_rows`, where rows are spread over devices.
+    over_rows: `row_sharding.over_rows`, where rows are spread over devices.
   """
   return totals(objective, functools.partial(objectives.per_token, objective), student_head,
                 features, None, labels, mask, chunk=chunk, over_rows=over_rows)

@@ -12,6 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from specdistill_jax import row_sharding
 from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.models import cache as cache_lib
@@ -211,7 +212,8 @@ class Decoder(nnx.Module):
   def logits(self, final_btd):
     """Next-token logits in float32 from the features that the final norm put out."""
     head_vd = self.embedding_vd if self.head_vd is None else self.head_vd
-    logits = layers.linear(final_btd, head_vd[...], result_dtype=jnp.float32)
+    logits = layers.linear(row_sharding.for_head(final_btd), head_vd[...],
+                           result_dtype=jnp.float32)
     logits = sharding.constrain(logits, 'btv')
     return layers.soft_cap(logits[..., :self.config.vocab_size], self.config.logit_softcap)
 

@@ -150,13 +150,37 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+MANY_QUERIES, QUERIES_AT_ONCE = 512, 256
+
+
 def attend(query_btnh: jax.Array, keys_bksh: jax.Array, values_bksh: jax.Array,
            mask_bts: jax.Array, *, scale: float, cap: float | None = None,
            bias_bnts: jax.Array | None = None) -> jax.Array:
   """Grouped-query attention: n query heads share k key/value heads. Returns `[b, t, n, h]`.
 
-  `bias_bnts` is added to the scores; its rows, and those of the mask, may be one for all.
+  `bias_bnts` is added to the scores; its rows, and those of the mask, may be one for all. Of long
+  rows some queries have their scores at a time, in the backward pass too.
   """
+  t = query_btnh.shape[1]
+  if t <= MANY_QUERIES:
+    return _attend(query_btnh, keys_bksh, values_bksh, mask_bts, bias_bnts, scale, cap)
+  parts = -(-t // QUERIES_AT_ONCE)
+  def split(x, axis):
+    if x is None or x.shape[axis] == 1:
+      return None
+    padded = jnp.pad(x, [(0, -t % parts * (axis == i)) for i in range(x.ndim)])
+    return jnp.moveaxis(
+        padded.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1:]), axis, 0)
+  @jax.checkpoint
+  def some(part):
+    query, mask, bias = part
+    return _attend(query, keys_bksh, values_bksh, mask_bts if mask is None else mask,
+                   bias_bnts if bias is None else bias, scale, cap)
+  out = jax.lax.map(some, (split(query_btnh, 1), split(mask_bts, 1), split(bias_bnts, 2)))
+  return jnp.moveaxis(out, 0, 1).reshape(query_btnh.shape[0], -1, *query_btnh.shape[2:])[:, :t]
+
+
+def _attend(query_btnh, keys_bksh, values_bksh, mask_bts, bias_bnts, scale, cap):
   b, t, n, h = query_btnh.shape
   k = keys_bksh.shape[1]
   # The queries of one key head lie side by side, so that a group is one matrix product.
@@ -184,6 +208,8 @@ def _batched(equation, left, right):
     left, right = left[0], right[0]
   out = jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
   return out[None] if single else out
+
+
 REMAT = ('none', 'dots', 'full')
 
 

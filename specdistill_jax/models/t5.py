@@ -18,6 +18,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from specdistill_jax import row_sharding
 from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.models import cache as cache_lib
@@ -218,6 +219,7 @@ class T5(nnx.Module):
 
   def logits(self, final_btd):
     """Next-token logits in float32 from the features that the decoder's last norm put out."""
+    final_btd = row_sharding.for_head(final_btd)
     if self.head_vd is not None:
       logits = layers.linear(final_btd, self.head_vd[...], result_dtype=jnp.float32)
     else:

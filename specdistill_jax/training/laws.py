@@ -10,7 +10,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from specdistill_jax import sharding
+from specdistill_jax import row_sharding
 from specdistill_jax import structs
 from specdistill_jax.losses import chunked
 from specdistill_jax.losses import figures
@@ -65,7 +65,7 @@ def select(found: dict[str, Any], guided: Guided, batch: structs.Batch, *, keep:
   mask = selection.selected(
       found['student_head'], found['student_features'], other['student_head'],
       other['student_features'], found['teacher_head'], found['teacher_features'], found['mask'],
-      keep=keep, temperature=temperature, chunk=chunk, over_rows=sharding.over_rows,
+      keep=keep, temperature=temperature, chunk=chunk, over_rows=row_sharding.over_rows,
       restrict=found.get('restrict') or (lambda logits: logits))
   return found | dict(mask=mask)
 
@@ -76,4 +76,4 @@ def measure(student, teacher, batch: structs.Batch, *, temperature: float = 1.0,
   found = compared(student, teacher, batch)
   found.pop('frozen_head', None)
   return figures.measured(**found, temperature=temperature, chunk=chunk,
-                          over_rows=sharding.over_rows)
+                          over_rows=row_sharding.over_rows)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import optax
 
+from specdistill_jax import row_sharding
 from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.losses import chunked
@@ -69,17 +70,17 @@ def losses(objective: objectives.Objective, student, teacher, batch: structs.Bat
     return features.feature_loss(
         objective, student.unroll(teacher, batch, dropout_key),
         lambda read_btd: student.head(read_btd, teacher), teacher.logits, student.restrict,
-        chunk=chunk, over_rows=sharding.over_rows, **student.loss_settings)
+        chunk=chunk, over_rows=row_sharding.over_rows, **student.loss_settings)
   if not objective.needs_teacher:
     learnt = student.supervise(batch, first=first, dropout_key=dropout_key)
     return chunked.supervised(objective, student.logits, learnt.features_btd, learnt.labels_bt,
-                              learnt.mask_bt, chunk=chunk, over_rows=sharding.over_rows)
+                              learnt.mask_bt, chunk=chunk, over_rows=row_sharding.over_rows)
   found = laws.compared(student, teacher, batch, first=first, key=dropout_key)
   if objective.keep < 1:
     found = laws.select(found, guided, batch, keep=objective.keep, first=first, chunk=chunk,
                         temperature=objective.temperature)
   return chunked.distillation(objective, **found, chunk=chunk, alpha=alpha,
-                              over_rows=sharding.over_rows)
+                              over_rows=row_sharding.over_rows)
 
 
 def gradients(objective: objectives.Objective, student, teacher, batch: structs.Batch,
