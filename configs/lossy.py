@@ -9,6 +9,11 @@ one-hot laws does nothing, the greedy leniency of Leviathan et al. (2211.17192, 
   launch/local.sh configs/lossy.py
   python -m specdistill_jax.main --config=configs/lossy.py --workdir=W --stages=report \\
       --max_quality_drop=0.05
+  python -m specdistill_jax.main --config=configs/lossy.py:fspad --workdir=W/fspad \\
+      --config.target.init_from=W/target --config.target.train.steps=0
+
+The last command asks what FSPAD's paper (arXiv 2408.15562) leaves open: leniency along trees. Its
+draft reads the same target's features, and decodes with chains, EAGLE-1's tree and EAGLE-2's.
 
 Cost: some ten minutes on two CPU cores, half of them for the target.
 
@@ -36,8 +41,8 @@ from configs import common
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  if arg:
-    raise ValueError(f"configs/lossy.py takes no ':{arg}'")
+  if arg not in ('', 'fspad'):
+    raise ValueError(f"configs/lossy.py takes ':fspad' or nothing, not ':{arg}'")
   config = common.study('lossy')
   # ROUGE-2 against the worked solution: a target of this size seldom gets the answer right.
   config.task.update(name='arithmetic', metric='rouge2', max_length=96, max_examples=9_000)
@@ -61,4 +66,20 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
              ('typical', 0.3), ('typical', 0.05), ('top_k', 0.5), ('top_k', 0.2),
              ('greedy_lenience', 0.3), ('greedy_lenience', 0.05)),
       max_quality_drop=0.05)
+  if arg == 'fspad':
+    _along_trees(config)
   return config
+
+
+def _along_trees(config):
+  config.study = 'lossy_fspad'
+  config.draft.model = common.feature_draft('fspad')
+  config.draft.train.steps = 0
+  config.distill.update(objective='feature', data_source='fixed')
+  config.distill.train.update(steps=300, learning_rate=1e-3, schedule='linear',
+                              final_fraction=0.0, clip_norm=None, clip_value=0.5)
+  config.evaluate.update(
+      trees=('eagle1', 'dynamic k10 d6 n59'), draft_sampling=('sampled',),
+      rules=(('exact', 1.0), ('linear', 0.5), ('linear', 0.1), ('exponential', 0.5),
+             ('exponential', 0.1), ('typical', 0.3), ('typical', 0.05),
+             ('greedy_lenience', 0.3), ('greedy_lenience', 0.05)))
