@@ -22,7 +22,7 @@ from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.drafters import lm
 import tables
 
-NUM_SAMPLES = int(os.environ.get('LAW_SAMPLES', 200_000))
+NUM_SAMPLES = int(os.environ.get('LAW_SAMPLES', 50_000))
 DEPTH = 3
 NEW_TOKENS = 4  # beyond the depth, so that cycles straddle it
 
