@@ -21,6 +21,12 @@ KINDS = {
     'eagle3': dict(family='eagle3', draft_vocab_size=len(DRAFT_IDS), unrolled_steps=3,
                    draft_vocabulary=eagle3.vocabulary_bits(DRAFT_IDS, models.VOCAB)),
 }
+# Whose equations are in test_heads.py.
+FURTHER = {
+    'medusa': dict(family='medusa', positions=3),
+    'mlp': dict(family='mlp', positions=3, inner_width=12),
+    'mtp': dict(family='mtp', unrolled_steps=3),
+}
 
 
 def target(**fields):
@@ -30,7 +36,7 @@ def target(**fields):
 
 def tiny(kind, target_model, seed=3, **fields):
   """A random draft for a target, its norms' scales and biases random too."""
-  config = families.config(KINDS[kind] | fields, target_model.config)
+  config = families.config((KINDS | FURTHER)[kind] | fields, target_model.config)
   rng = np.random.default_rng(seed)
   with jax.ensure_compile_time_eval():  # it may first be asked for inside a trace
     module = jax.jit(families.init, static_argnums=0)(config, jax.random.key(seed))

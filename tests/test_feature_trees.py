@@ -228,12 +228,15 @@ LAW_CASES = {
     'fspad, drawn': Case('fspad', STATIC, drawn=True),
     'fspad, dynamic': Case('fspad', tree_lib.Dynamic(2, 3, 6)),
     'eagle3, drawn': Case('eagle3', STATIC, drawn=True),
+    'medusa, drawn': Case('medusa', STATIC, drawn=True),
+    'mlp, dynamic': Case('mlp', tree_lib.Dynamic(2, 3, 6)),
+    'mtp, drawn': Case('mtp', STATIC, drawn=True),
 }
 
 
 @pytest.fixture(scope='module')
 def p_values():
-  found = [laws.p_value(case, rules.Exact(), law=target_law(case), num_samples=30_000)
+  found = [laws.p_value(case, rules.Exact(), law=target_law(case), num_samples=20_000)
            for case in LAW_CASES.values()]
   return dict(zip(LAW_CASES, tables.holm(found)))
 
@@ -243,12 +246,13 @@ def test_samples_along_trees_follow_the_targets_law(name, p_values):
   assert p_values[name] > 1e-3
 
 
-@pytest.mark.parametrize('tree, drawn, rule, epsilon', [
-    (DYNAMIC, False, 'typical', 0.2), (STATIC, True, 'linear', 0.3)], ids=['typical', 'linear'])
-def test_lossy_rules_keep_more_along_trees(tree, drawn, rule, epsilon):
+@pytest.mark.parametrize('kind, tree, drawn, rule, epsilon', [
+    ('medusa', STATIC, False, 'typical', 0.2), ('fspad', DYNAMIC, False, 'typical', 0.2),
+    ('fspad', STATIC, True, 'linear', 0.3)])
+def test_lossy_rules_keep_more_along_trees(kind, tree, drawn, rule, epsilon):
   rows, plain = prompts(64), sampling_lib.Sampling(1.0)
-  built = drafter('fspad', tree, plain if drawn else None)
-  run = lambda rule: decode(target_module('fspad'), built, rows, rule=rule, sampling=plain)
+  built = drafter(kind, tree, plain if drawn else None)
+  run = lambda rule: decode(target_module(kind), built, rows, rule=rule, sampling=plain)
   exact, lossy = run(rules.Exact()), run(rules.for_sampling(rule, epsilon, plain))
   tau = lambda out: out.stats.emitted_b.sum() / out.stats.target_calls_b.sum()
   assert tau(lossy) > tau(exact) + 0.1
