@@ -5,10 +5,12 @@ import re
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
 import models
+from specdistill_jax import row_sharding
 from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.costs import count
@@ -207,6 +209,39 @@ def test_heads_that_are_larger_than_the_rows_stay_where_they_are():
   assert re.search(r'f32\[4,4,(1,)?16\]', text)
   part = 4 * 4 * 16 * 4  # bytes of its features
   assert 0 < max(o.wire_bytes for o in inside_loop(text, 3)) <= 2 * part
+
+
+@pytest.mark.parametrize('name', ['forward_kl', 'lk_hybrid'])
+def test_a_draft_of_some_tokens_learns_the_same_on_devices(name):
+  """32 of 64, both split over eight devices, from which the teacher's are picked."""
+  objective, picked = objectives.Objective(name, normalisation='token'), jnp.arange(1, 64, 2)
+  made = arrays(shape=(8, 6), d=8, v=64) | dict(
+      student_vd=jax.random.normal(jax.random.key(8), (32, 8)))
+
+  def gradient(mesh, chunk):
+    def head(weight_vd):
+      return lambda x_btd: sharding.constrain(
+          layers.linear(row_sharding.for_head(x_btd), weight_vd), 'btv')
+    def loss(a):
+      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        found = chunked.distillation(
+            objective, head(a['student_vd']), a['student_btd'], head(a['teacher_vd']),
+            a['teacher_btd'], jnp.ones((8, 6)), chunk=chunk, over_rows=row_sharding.over_rows,
+            restrict=lambda logits: logits[..., picked])
+      return found.loss, found
+    place = {name: NamedSharding(mesh, PartitionSpec(
+        *((None, 'fsdp') if name.endswith('_vd') else (('data', 'fsdp'),)))) for name in made}
+    compiled = jax.jit(jax.grad(loss, has_aux=True, allow_int=True), in_shardings=(place,)).lower(
+        made).compile()
+    return compiled(made), compiled.as_text()
+
+  expected, _ = gradient(sharding.make_mesh(1, 1, 1, jax.devices()[:1]), None)
+  found, text = gradient(sharding.make_mesh(1, 4, 2), 2)
+  assert re.search(r'f32\[8,2,(1,)?4\]', text), 'each device has an eighth of the 32 tokens'
+  for grads in (found[0], expected[0]):
+    grads.pop('labels_bt')
+  assert_close(found, expected)
+  assert np.abs(found[0]['student_vd']).max() > 1e-3
 
 
 WIDE = dict(shape=(2, 64), d=16, v=4096)  # logits of 2 MB
