@@ -23,7 +23,7 @@ _AXIS = dict(gridcolor='#e6e6e6', linecolor='#999999', zeroline=False, ticks='ou
              tickcolor='#999999', automargin=True, title=dict(standoff=8))
 LAYOUT = dict(
     template='none', paper_bgcolor='white', plot_bgcolor='white', font=dict(color=INK, size=13),
-    margin=dict(l=56, r=16, t=16, b=48), xaxis=_AXIS, yaxis=_AXIS,
+    margin=dict(l=56, r=16, t=36, b=48), xaxis=_AXIS, yaxis=_AXIS,
     hoverlabel=dict(bgcolor='white', bordercolor=SOFT, font=dict(color=INK), align='left'),
     legend=dict(orientation='h', x=0, y=-0.2, yanchor='top'))
 
@@ -167,7 +167,7 @@ def tree(seen: drafted.Tree) -> tuple[dict[str, Any], int, int]:
       annotations=boxes + [dict(x=level, y=top + 1.0, text=name, showarrow=False,
                                 font=dict(color=SOFT, size=12))
                            for level, name in enumerate(names)],
-      showlegend=False, dragmode='pan', margin=dict(l=8, r=8, t=8, b=8),
+      showlegend=False, dragmode='pan', margin=dict(l=8, r=8, t=32, b=8),
       xaxis=dict(visible=False, range=[-0.6, levels + 1.6]),
       yaxis=dict(visible=False, range=[bottom - 0.8, top + 1.6]))
-  return figure.to_plotly_json(), 145 * (levels + 2), int(27 * (top - bottom + 3)) + 16
+  return figure.to_plotly_json(), 145 * (levels + 2), int(27 * (top - bottom + 3)) + 40

@@ -3,7 +3,9 @@
 const DATA = JSON.parse(document.getElementById('data').textContent);
 const INK = '#1a1a1a';
 const CONFIG = {
-  responsive: true, displaylogo: false, modeBarButtonsToRemove: ['select2d', 'lasso2d'],
+  responsive: true, displaylogo: false, typesetMath: false,
+  showSendToCloud: false, plotlyServerURL: '',  // Plotly offers to upload charts otherwise
+  modeBarButtonsToRemove: ['select2d', 'lasso2d', 'zoomIn2d', 'zoomOut2d', 'autoScale2d'],
 };
 const byId = (id) => document.getElementById(id);
 const distinct = (values) => [...new Set(values)];
@@ -174,17 +176,16 @@ function startSamples() {
   if (!temperature) {
     return;
   }
-  const samples = [...document.querySelectorAll('[data-prompt]')];
+  const samples = [...document.querySelectorAll('.sample')];
+  const values = (name) => distinct(samples.map((sample) => sample.dataset[name])).filter(Boolean);
+  const show = () => samples.forEach((sample) => {
+    const {temperature: itsTemperature, prompt: itsPrompt} = sample.dataset;
+    sample.hidden = itsPrompt !== prompt.value || (
+      itsTemperature !== undefined && itsTemperature !== temperature.value);
+  });
   for (const [select, name] of [[temperature, 'temperature'], [prompt, 'prompt']]) {
-    fill(select, distinct(samples.map((sample) => sample.dataset[name])).map((x) => [x, x]));
+    fill(select, values(name).map((value) => [value, value]));
     select.addEventListener('change', show);
-  }
-  function show() {
-    for (const sample of samples) {
-      sample.hidden = sample.dataset.prompt !== prompt.value || (
-        sample.dataset.temperature !== temperature.value
-        && sample.dataset.temperature !== undefined);
-    }
   }
   show();
 }
