@@ -13,6 +13,7 @@ from specdistill_jax.evaluation import frontier
 from specdistill_jax.evaluation import rows
 from specdistill_jax.evaluation import summary as summary_lib
 from specdistill_jax.evaluation import tradeoff
+from specdistill_jax.stages import html_report
 from specdistill_jax.stages import report
 from specdistill_jax.stages import sample_texts
 from specdistill_jax.stages import tree_pictures
@@ -36,6 +37,9 @@ def write_study(workdir, made):
           epsilon=1.0, lossless=True, draft_sampling='sampled', min_confidence=0.0,
           number=number, prompt=f'prompt {number} {EVIL}', pieces=PIECES, drafted=DRAFTED,
           tokens=list(range(len(PIECES))), target_calls=3) for number in (1, 2)))
+  for category in ('poems', EVIL):
+    for line in [line for line in made if line['temperature'] == 1.0]:
+      rows.append(workdir / 'results.jsonl', line | dict(category=category))
   picture = dict(parents=[0, 0, 1], words=['the', EVIL, ' <b>', '\n'], kept=[0, 1, 3],
                  probabilities=[0.5, 0.25, 0.125], next_word=' end', cycle=2)
   rows.append(workdir / tree_pictures.FILE, dict(
@@ -92,7 +96,9 @@ def summaries():
 def path(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('study')
   write_study(workdir, results.lossy_study())
-  report.run(results.config(), workdir)
+  config = results.config()
+  config.evaluate.max_quality_drop = 0.1
+  report.run(config, workdir)
   return workdir / 'report.html'
 
 
@@ -108,7 +114,13 @@ def data(page):
 
 def test_every_row_of_the_table_is_there(page, summaries):
   header, lines = report.table(summaries)
-  assert page.tables == {'results-table': [list(header), *map(list, lines)]}
+  assert page.tables['results-table'] == [list(header), *map(list, lines)]
+
+
+def test_categories_have_a_table(page):
+  lines = page.tables['categories-table']
+  assert lines[0][-2:] == [f'{EVIL} ({results.PROMPTS})', f'poems ({results.PROMPTS})']
+  assert len(lines) == 1 + 9 and lines[1][0] == '1'  # temperature 1 alone has categories
 
 
 def test_every_setting_is_a_point(data, summaries):
@@ -162,6 +174,7 @@ def test_text_of_a_model_is_shown_and_not_run(page, data):
   words = [box['text'] for box in data['figures']['tree-1']['layout']['annotations']]
   assert not any('<img' in word or '<script' in word for word in words)
   assert any('␣&lt;b&gt;' in word for word in words)
+  assert '<' not in html_report._json({'text': EVIL, 'more': ['<!--']})  # nor could the data
 
 
 def test_a_study_without_texts_says_so(tmp_path):
@@ -292,6 +305,12 @@ def test_controls_choose_points_and_the_frontier_follows(browser, summaries):
     best.append((1e3 / alone[0], alone[1]))
   assert drawn(browser, ['nothing beats']) == [pytest.approx(pair) for pair in sorted(best)]
 
+  budget = lambda: browser.execute_script("""
+      return document.getElementById('explorer-plot').layout.shapes.map((line) => line.y0);""")
+  assert budget() == [45.0]  # 10 % below the target's 50
+  choose(browser, '#up', 'tau')
+  assert budget() == []
+  choose(browser, '#up', 'quality')
   choose(browser, '#rule', 'lossless')
   assert len(drawn(browser)) == sum(s.lossless for s in hot) < len(hot)
   choose(browser, '#rule', 'linear')
