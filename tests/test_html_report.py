@@ -332,10 +332,11 @@ def test_a_point_tells_its_whole_setting(browser, summaries):
   choose(browser, '#temperature', '1')
   choose(browser, '#rule', 'block')  # a single point
   block, = [s for s in summaries if s.rule == 'block']
-  point, = [point for point in browser.find_elements(
-      'css selector', '#explorer-plot .scatterlayer .points path.point')
-            if point.get_attribute('d').count('A')  # a circle: not the star
-            and point.rect['width'] > 0]
+  circles = lambda browser: [
+      point for point in browser.find_elements('css selector', '#explorer-plot path.point')
+      if 'A' in point.get_attribute('d')]  # not the star, which is made of straight lines
+  wait(browser).until(lambda browser: len(circles(browser)) == 1)
+  point, = circles(browser)
   browser.execute_script("arguments[0].scrollIntoView({block: 'center'});", point)
   ActionChains(browser).move_to_element(point).perform()
   told = wait(browser).until(lambda browser: browser.find_elements(

@@ -17,7 +17,7 @@ from specdistill_jax.evaluation import tree_picture
 
 Curves = Mapping[str, Sequence[Sequence[tuple[int, float]]]]
 INK, SOFT = '#1a1a1a', '#555555'
-_BEFORE = {'target': INK, 'draft': '#7a7a7a'}  # training runs that no method is named after
+BEFORE = {'target': INK, 'draft': '#7a7a7a'}  # training runs that no method is named after
 _LONGEST = 16  # characters of a word in a tree
 _AXIS = dict(gridcolor='#e6e6e6', linecolor='#999999', zeroline=False, ticks='outside',
              tickcolor='#999999', automargin=True, title=dict(standoff=8))
@@ -101,7 +101,7 @@ def curves(curves_by_name: Curves, of: Mapping[str, str], title: str) -> dict[st
   """
   figure = graph_objects.Figure(layout=LAYOUT)
   for name, seeds in curves_by_name.items():
-    color = of.get(name) or _BEFORE[name]
+    color = of.get(name) or BEFORE[name]
     for points_of_seed in seeds if len(seeds) > 1 else ():
       xs, ys = zip(*points_of_seed)
       figure.add_scatter(x=xs, y=ys, mode='lines', hoverinfo='skip', showlegend=False,

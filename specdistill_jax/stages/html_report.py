@@ -150,6 +150,20 @@ def _plots(plots: Iterable[tuple[str, bytes]]) -> str:
                   *parts, '</details>') if parts else ''
 
 
+def _categories(table: Table | None, colors: Mapping[str, str]) -> str:
+  return '' if table is None else _section(
+      'categories', 'By category', _table('categories-table', table, colors),
+      _note('Block efficiency and measured speed-up on the prompts of each category.'))
+
+
+def _data(summaries: Sequence[summary_lib.Summary], **more: Any) -> str:
+  """What the page's script reads."""
+  metric = next((s.quality_metric for s in summaries if s.quality is not None), None)
+  return _json(dict(
+      points=html_figures.points(summaries), alone=html_figures.alone(summaries),
+      layout=html_figures.LAYOUT, quality_metric=metric, **more))
+
+
 def _json(document: Any) -> str:
   """JSON that stays inside its script element, whatever it says."""
   text = json.dumps(document, allow_nan=False, ensure_ascii=False)
@@ -185,26 +199,23 @@ def write(path: pathlib.Path, summaries: Sequence[summary_lib.Summary], *, title
   """
   colors = html_figures.colors([
       *(s.method for s in summaries), *map(summary_lib.method, samples),
-      *(name for name in training.get('held-out α', ()))])
+      *(name for curves in training.values() for name in curves
+        if name not in html_figures.BEFORE)])
   figures: dict[str, Any] = {}
   library, script = offline.get_plotlyjs(), (PAGE / 'page.js').read_text(encoding='utf-8')
   filled = dict(
       title=html.escape(title), setting=_inline(setting), notes=_inline(notes),
       answers='\n'.join(f'<p>{_inline(answer)}</p>' for answer in answers),
       results=_table('results-table', results, colors),
-      categories='' if categories is None else _section(
-          'categories', 'By category', _table('categories-table', categories, colors),
-          _note('Block efficiency and measured speed-up on the prompts of each category.')),
+      categories=_categories(categories, colors),
       training=_training(training, colors, figures), samples=_samples(samples, colors),
       trees=_trees(trees, figures), plots=_plots(plots), footer=_inline(footer),
       budget_note='' if max_quality_drop is None else (
           f' Dotted: {100 * max_quality_drop:g} % below the target\'s quality.'),
       style=(PAGE / 'page.css').read_text(encoding='utf-8'), library=library, script=script,
       policy=_policy(library, script))
-  filled['data'] = _json(dict(
-      points=html_figures.points(summaries), alone=html_figures.alone(summaries), colors=colors,
-      figures=figures, layout=html_figures.LAYOUT, max_quality_drop=max_quality_drop,
-      quality_metric=next((s.quality_metric for s in summaries if s.quality is not None), None)))
+  filled['data'] = _data(summaries, colors=colors, figures=figures,
+                         max_quality_drop=max_quality_drop)
   template = (PAGE / 'page.html').read_text(encoding='utf-8')
   # All at once: what is filled in may itself look like a place to be filled.
   page = re.sub(r'\{\{(\w+)\}\}', lambda found: filled[found[1]], template)
