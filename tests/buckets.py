@@ -140,7 +140,7 @@ def compare(studies: Studies, folder: pathlib.Path, more: bool) -> None:
   assert lines(studies.read('made/metrics.jsonl')) == lines((disk / 'metrics.jsonl').read_bytes())
   found = results(studies.read('made/results.jsonl'))
   assert found == results((disk / 'results.jsonl').read_bytes()) and len(found) == 1 + more
-  for name in ('report.md', 'speedup.png', 'done/report.json'):
+  for name in ('report.md', 'report.html', 'speedup.png', 'done/report.json'):
     assert studies.read(f'made/{name}'), name
   assert (bucket.request(studies.port, 'made/data/vocabulary.model')
           == (disk / 'data' / 'vocabulary.model').read_bytes())

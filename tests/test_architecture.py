@@ -44,6 +44,7 @@ FENCES = {
     'transformers': ('specdistill_jax/evaluation/peers.py',),
     'matplotlib': ('specdistill_jax/evaluation/tradeoff.py',
                    'specdistill_jax/evaluation/tree_picture.py'),
+    'plotly': ('specdistill_jax/stages/html_report.py', 'specdistill_jax/stages/html_figures.py'),
     'etils': ('specdistill_jax/storage.py',),
     'fsspec': ('specdistill_jax/storage.py',),
     'gcsfs': ('specdistill_jax/storage.py',),

@@ -16,6 +16,7 @@ from specdistill_jax.stages import checks
 from specdistill_jax.stages import distill
 from specdistill_jax.stages import evaluate
 from specdistill_jax.stages import report
+from specdistill_jax.stages import sample_texts
 from specdistill_jax.stages import tree_pictures
 
 
@@ -95,6 +96,25 @@ def test_figures_fit_their_definitions(workdir):
     assert len(row['counts']) == row['num_prompts']
 
 
+def test_sample_texts_are_those_that_were_measured(workdir):
+  """A lossless text a method and prompt; its counts are those of the row."""
+  found = rows.read(workdir / sample_texts.FILE)
+  measured = {row['objective']: row for row in rows.read(workdir / 'results.jsonl')
+              if row['lossless']}
+  assert [(line['objective'], line['number']) for line in found] == [
+      (objective, number) for objective in ('none', 'forward_kl', 'cross_entropy')
+      for number in (1, 2, 3)]
+  for line in found:
+    assert line['lossless'] and line['rule'] == 'exact'
+    counts = dict(zip(rows.COUNTS, measured[line['objective']]['counts'][line['number'] - 1]))
+    assert (len(line['tokens']), line['target_calls']) == (
+        counts['emitted'], counts['target_calls'])
+    assert len(line['pieces']) == len(line['drafted']) == len(line['tokens'])
+  for objective, row in measured.items():
+    assert sum(row['accepted_by_position']) == sum(
+        sum(line['drafted']) for line in found if line['objective'] == objective)
+
+
 def test_what_is_there_is_not_measured_again(workdir, monkeypatch):
   before = (workdir / 'results.jsonl').read_bytes()
   monkeypatch.setattr(evaluate.latency, 'measure', None)  # calling it would raise
@@ -104,7 +124,7 @@ def test_what_is_there_is_not_measured_again(workdir, monkeypatch):
 
 def test_a_killed_evaluation_resumes(workdir):
   path = workdir / 'results.jsonl'
-  whole = path.read_bytes()
+  whole, texts = path.read_bytes(), (workdir / sample_texts.FILE).read_bytes()
   lines = whole.splitlines(keepends=True)
   path.write_bytes(b''.join(lines[:2]) + lines[2][:40])
   try:
@@ -116,6 +136,7 @@ def test_a_killed_evaluation_resumes(workdir):
     first = rows.read(_written(workdir / 'first.jsonl', whole))
     assert resumed[2]['accepted_by_position'] == first[2]['accepted_by_position']
     assert resumed[2]['alpha'] == first[2]['alpha']
+    assert (workdir / sample_texts.FILE).read_bytes() == texts  # neither lost nor doubled
   finally:
     path.write_bytes(whole)
 

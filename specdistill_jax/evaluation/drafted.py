@@ -1,4 +1,4 @@
-"""One drafted tree of a decoding loop and what became of it: for a picture, not for figures."""
+"""What a decoding loop drafted and what became of it: for who looks on, not for figures."""
 
 from collections.abc import Callable
 import dataclasses
@@ -39,7 +39,22 @@ class Tree:
   cycle: int
 
 
-@functools.partial(jax.jit, static_argnames=('rule', 'sampling'))
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """What one prompt was continued with.
+
+  Attributes:
+    tokens: the new ones, the end token included.
+    drafted: of each of them, whether it was drafted and kept; the others are the target's own,
+      corrections and bonus tokens.
+    target_calls: cycles that it took.
+  """
+  tokens: list[int]
+  drafted: list[bool]
+  target_calls: int
+
+
+@functools.partial(jax.jit, static_argnames=('rule', 'sampling'), donate_argnames=('state',))
 def _cycle(module, drafter, state, *, rule, sampling):
   state, proposal, _, verdict = chain.cycle(
       module, drafter, state, rule=rule, sampling=sampling, eos_id=state_lib.end_ids(module))
@@ -68,6 +83,34 @@ def look(module: Any, setting: step_costs.Setting, prompts_bt: np.ndarray,
     if len(found.kept) > 2 or bool(state.done_b[0]):
       break
   return found
+
+
+def watch(module: Any, setting: step_costs.Setting, prompts_bt: np.ndarray,
+          prompt_lengths_b: np.ndarray, key: jax.Array, *, sampling: sampling_lib.Sampling,
+          max_new_tokens: int) -> list[Text]:
+  """Continues a batch cycle by cycle to its end; each row's tokens and where they came from."""
+  state = engine.prefill_speculative(module, setting.drafter, prompts_bt, prompt_lengths_b, key,
+                                     max_new_tokens=max_new_tokens)
+  texts = [Text([], [], 0) for _ in prompt_lengths_b]
+  while not np.all(state.done_b):
+    before_b = np.asarray(state.lengths_b)
+    state, _, verdict = _cycle(module, setting.drafter, state, rule=setting.rule,
+                               sampling=sampling)
+    tokens_bs, lengths_b, kept_b = jax.device_get(
+        (state.tokens_bs, state.lengths_b, verdict.num_accepted_b))
+    for row, text in enumerate(texts):
+      texts[row] = _continued(text, tokens_bs[row, before_b[row]:lengths_b[row]].tolist(),
+                              int(kept_b[row]))
+  return texts
+
+
+def _continued(text: Text, new: list[int], num_accepted: int) -> Text:
+  """`text` with what a cycle added: the kept tokens come first, and the end may cut them."""
+  if not new:
+    return text
+  return Text(text.tokens + new,
+              text.drafted + [index < num_accepted for index in range(len(new))],
+              text.target_calls + 1)
 
 
 def _tree(proposal: structs.Proposal, text: list[int], num_accepted: int, number: int,

@@ -30,7 +30,7 @@ _STYLE = {
 Summaries = Sequence[summary_lib.Summary]
 
 
-def _looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+def method_looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
   """Colour and marker of each method, in the order of first appearance."""
   looks, others = {}, iter(_OTHERS * 8)
   for name in methods:
@@ -79,7 +79,7 @@ def _by_temperature(summaries: Summaries, path: pathlib.Path, ylabel: str, xlabe
   with plt.rc_context(_STYLE):
     temperatures = _temperatures(summaries)
     figure, axes = _panels(len(temperatures))
-    looks, handles = _looks(summary.method for summary in summaries), {}
+    looks, handles = method_looks(summary.method for summary in summaries), {}
     for axis, temperature in zip(axes, temperatures):
       draw(axis, [s for s in summaries if s.temperature == temperature], looks, handles)
       axis.set_title(_title(temperature))
@@ -208,7 +208,7 @@ def training_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
   """
   with plt.rc_context(_STYLE):
     figure, (axis,) = _panels(1, width=5.2)
-    looks, handles = _looks(curves), {}
+    looks, handles = method_looks(curves), {}
     for name, seeds in curves.items():
       color, _ = looks[name]
       for points in seeds if len(seeds) > 1 else ():

@@ -39,6 +39,7 @@ from specdistill_jax.evaluation import step_costs
 from specdistill_jax.evaluation import ways
 from specdistill_jax.models import base
 from specdistill_jax.stages import distill
+from specdistill_jax.stages import sample_texts
 from specdistill_jax.stages import tree_pictures
 from specdistill_jax.stages import workdirs
 
@@ -245,9 +246,10 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
   metric = shards.read_metadata(path.parent / 'data', 'validation')['metric']
   overlaps = {index: _overlaps(target, drafts[index], prompts, measured.alone, sampling)
               for index, _ in wanted}
-  tree_pictures.keep(path.parent, dataclasses.replace(target, module=module), wanted, built,
-                     prompts.batches[0], jax.random.key(config.seed), sampling=sampling,
-                     max_new_tokens=settings.max_new_tokens)
+  for kept in (tree_pictures, sample_texts):
+    kept.keep(path.parent, dataclasses.replace(target, module=module), wanted, built,
+              prompts.batches, jax.random.key(config.seed), sampling=sampling,
+              max_new_tokens=settings.max_new_tokens)
   for lines in _lines(wanted, measured, overlaps, prompts, target, metric,
                       settings.bootstrap_samples):
     # The line of all prompts is the last: where it is, those of the categories are.

@@ -1,4 +1,4 @@
-"""`report.md` with its plots, and the same table in the terminal; everything made from rows."""
+"""`report.md` with its plots, `report.html`, and the same table in the terminal; all from rows."""
 
 from collections.abc import Callable, Sequence
 import json
@@ -13,6 +13,7 @@ from specdistill_jax import storage
 from specdistill_jax.evaluation import answers
 from specdistill_jax.evaluation import rows as rows_lib
 from specdistill_jax.evaluation import summary as summary_lib
+from specdistill_jax.stages import sample_texts
 from specdistill_jax.stages import tree_pictures
 from specdistill_jax.stages import workdirs
 
@@ -114,19 +115,25 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str
   return '\n'.join([row(header), row(['---'] * len(header)), *map(row, lines)])
 
 
-def curves(path: pathlib.Path) -> dict[str, list[list[tuple[int, float]]]]:
-  """Held-out alpha of each distillation run, by method: a list of (step, alpha) a seed."""
+def curves(path: pathlib.Path, figure: str = 'validation_alpha', *,
+           before: bool = False) -> dict[str, list[list[tuple[int, float]]]]:
+  """A figure of each distillation run, by method: a list of (step, figure) a seed.
+
+  If `before`, of the runs before distillation, by their names.
+  """
   if not path.exists():
     return {}
   runs: dict[str, list[tuple[int, float]]] = {}
   for line in path.read_text(encoding='utf-8').splitlines():
     record = json.loads(line)
-    if record['stage'] == 'distill' and record.get('validation_alpha') is not None:
-      runs.setdefault(record['run'], []).append((record['step'], record['validation_alpha']))
+    if before is (record['stage'] != 'distill') and record.get(figure) is not None:
+      runs.setdefault(record['run'], []).append((record['step'], record[figure]))
   found: dict[str, list[list[tuple[int, float]]]] = {}
   for run_name in sorted(runs):
-    objective, data_source, _ = run_name.split('-')
-    name = summary_lib.method(dict(objective=objective, data_source=data_source))
+    name = run_name
+    if not before:
+      objective, data_source, _ = run_name.split('-')
+      name = summary_lib.method(dict(objective=objective, data_source=data_source))
     found.setdefault(name, []).append(sorted(runs[run_name]))
   return found
 
@@ -180,8 +187,26 @@ def _wall_times(workdir: pathlib.Path) -> str:
   return ', '.join(f'{stage["stage"]} {stage["wall_seconds"]:.0f} s' for stage in done)
 
 
+def _html(config: ml_collections.ConfigDict, workdir: pathlib.Path, rows, summaries, answered,
+          notes: str, plots: Sequence[tuple[str, str]], footer: str) -> None:
+  """Writes `report.html` from what `report.md` was written from, and from sample texts."""
+  from specdistill_jax.stages import html_report  # plotly takes a second to import
+  metrics, hashed = workdir / 'metrics.jsonl', rows[0]['config_hash']
+  by_category = summary_lib.summarise(rows, samples=1, by_category=True)
+  html_report.write(
+      workdir / 'report.html', summaries, setting=_setting(rows), answers=answered,
+      title=f'{config.study}: speculative decoding of {config.task.name}',
+      results=table(summaries), notes=notes, footer=footer,
+      categories=category_table(by_category) if by_category else None,
+      training={'held-out α': curves(metrics), 'loss of distillation': curves(metrics, 'loss'),
+                'loss before distillation': curves(metrics, 'loss', before=True)},
+      samples=sample_texts.found(workdir, hashed), trees=tree_pictures.found(workdir, hashed),
+      plots=[(caption, (workdir / name).read_bytes()) for name, caption in plots],
+      max_quality_drop=config.evaluate.max_quality_drop)
+
+
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Writes `report.md` and its plots into `workdir`."""
+  """Writes `report.md` with its plots, and `report.html`, into `workdir`."""
   workdir = storage.path(workdir)
   rows = load_rows(config, workdir)
   samples = config.evaluate.bootstrap_samples
@@ -189,27 +214,31 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   summaries = summary_lib.summarise(rows, samples=samples)
   header, lines = table(summaries)
   seeds = max(s.num_seeds for s in summaries)
-  plots = '\n\n'.join(f'![{caption}]({name})\n\n*{caption}*'
-                      for name, caption in (*_plots(summaries, workdir, max_quality_drop),
-                                            *tree_pictures.draw(workdir, rows[0]['config_hash'])))
-  wall = _wall_times(workdir)
-  parts = [
-      f'# {config.study}: speculative decoding of `{config.task.name}`',
-      _setting(rows),
-      '## What came out',
-      *answers.write(summaries, samples=samples, max_quality_drop=max_quality_drop),
-      '## Results',
-      markdown_table(header, lines),
+  plots = _plots(summaries, workdir, max_quality_drop)
+  pictures = [*plots, *tree_pictures.draw(workdir, rows[0]['config_hash'])]
+  answered = answers.write(summaries, samples=samples, max_quality_drop=max_quality_drop)
+  notes = (
       'T is the temperature. Brackets are 95 % bootstrap intervals over prompts and, for trained '
       f'arms, {seeds} seed{"s" * (seeds > 1)}; counts are summed before ratios. *Standard SD* is the '
       'undistilled draft; the *control* had as many further cross-entropy steps as '
       'distillation. The predicted speed-up is τ / (γ c + v), with the cost of a draft step, c, '
-      'and of a verification, v, measured in the same run. Prefill is left out of all times.',
+      'and of a verification, v, measured in the same run. Prefill is left out of all times.')
+  wall = _wall_times(workdir)
+  footer = f'Wall time of the stages before this one: {wall}.' if wall else ''
+  parts = [
+      f'# {config.study}: speculative decoding of `{config.task.name}`',
+      _setting(rows),
+      '## What came out',
+      *answered,
+      '## Results',
+      markdown_table(header, lines),
+      notes,
       *_category_section(rows),
-      '## Plots', plots]
-  if wall:
-    parts.append(f'Wall time of the stages before this one: {wall}.')
+      '## Plots',
+      *(f'![{caption}]({name})\n\n*{caption}*' for name, caption in pictures),
+      *([footer] if footer else [])]
   storage.write(workdir / 'report.md', '\n\n'.join(parts) + '\n')
+  _html(config, workdir, rows, summaries, answered, notes, plots, footer)
 
 
 def show(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -233,4 +262,5 @@ def show(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   for answer in answers.write(summaries, samples=samples,
                               max_quality_drop=config.evaluate.max_quality_drop):
     console.print(answer.replace('**', ''), highlight=False)
-  console.print(f'Report: {workdir / "report.md"}', highlight=False)
+  console.print(f'Report: {workdir / "report.md"}, to explore: {workdir / "report.html"}',
+                highlight=False)
