@@ -41,6 +41,7 @@ FENCES = {
     'torch': ('specdistill_jax/evaluation/peers.py',),
     'transformers': ('specdistill_jax/evaluation/peers.py',),
     'matplotlib': ('specdistill_jax/evaluation/tradeoff.py',
+                   'specdistill_jax/evaluation/table_plots.py',
                    'specdistill_jax/evaluation/tree_picture.py'),
     'etils': ('specdistill_jax/storage.py',),
     'fsspec': ('specdistill_jax/storage.py',),

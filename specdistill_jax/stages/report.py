@@ -11,6 +11,7 @@ from rich import table as rich_table
 
 from specdistill_jax import storage
 from specdistill_jax.evaluation import answers
+from specdistill_jax.evaluation import formats
 from specdistill_jax.evaluation import rows as rows_lib
 from specdistill_jax.evaluation import summary as summary_lib
 from specdistill_jax.stages import tree_pictures
@@ -31,12 +32,6 @@ def load_rows(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[
   return found
 
 
-def brackets(value: float, interval: tuple[float, float] | None, unit: str = '') -> str:
-  if interval is None:
-    return f'{value:.2f}{unit}'
-  return f'{value:.2f}{unit} [{interval[0]:.2f}, {interval[1]:.2f}]'
-
-
 def _plus_minus(value: float, interval: tuple[float, float] | None, unit: str = '') -> str:
   """Half the interval's width: narrower, for the terminal."""
   if interval is None:
@@ -51,7 +46,7 @@ def _quality_columns(summaries: Sequence[summary_lib.Summary]) -> tuple[str, ...
 
 
 def table(summaries: Sequence[summary_lib.Summary],
-          with_interval: Callable[..., str] = brackets) -> tuple[tuple[str, ...], list[tuple]]:
+          with_interval: Callable[..., str] = formats.brackets) -> tuple[tuple[str, ...], list[tuple]]:
   """Header and lines: at each temperature the target alone, then every method and length."""
   quality_columns = _quality_columns(summaries)
   with_quality, with_ways = bool(quality_columns), len({s.way for s in summaries}) > 1
@@ -103,15 +98,10 @@ def _category_section(rows: Sequence[dict[str, Any]]) -> list[str]:
   if not summaries:
     return []
   return ['## By category',
-          markdown_table(*category_table(summaries)),
+          formats.markdown(*category_table(summaries)),
           'Block efficiency and measured speed-up on the prompts of each category, the number of '
           'which stands in brackets. Prompts without a category count in the table above only. '
           'Intervals are in `results.jsonl`.']
-
-
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-  row = lambda cells: '| ' + ' | '.join(cells) + ' |'
-  return '\n'.join([row(header), row(['---'] * len(header)), *map(row, lines)])
 
 
 def curves(path: pathlib.Path) -> dict[str, list[list[tuple[int, float]]]]:
@@ -199,7 +189,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       '## What came out',
       *answers.write(summaries, samples=samples, max_quality_drop=max_quality_drop),
       '## Results',
-      markdown_table(header, lines),
+      formats.markdown(header, lines),
       'T is the temperature. Brackets are 95 % bootstrap intervals over prompts and, for trained '
       f'arms, {seeds} seed{"s" * (seeds > 1)}; counts are summed before ratios. *Standard SD* is the '
       'undistilled draft; the *control* had as many further cross-entropy steps as '
