@@ -459,7 +459,8 @@ def cell_of(arg: str, cells: dict) -> tuple:
 
 
 def scale_of(arg: str, cells: dict) -> str:
-  """The scale of a sweep. Raises ValueError if the argument names a single cell."""
+  """The scale of a sweep. Raises ValueError if the argument names a single cell, or nothing."""
+  cell_of(arg, cells)
   if arg not in cells:
     raise ValueError(f"a sweep goes over all cells of '' or 'small', and the config's argument is "
                      f'{arg!r}; leave the cell out')

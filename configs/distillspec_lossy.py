@@ -55,7 +55,7 @@ def baseline(cell: str) -> dict:
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   scale, cell = common.cell_of(arg, CELLS)
-  name = '_'.join(filter(None, ('distillspec_lossy', scale)))
+  name = '_'.join(filter(None, ('distillspec_lossy', scale, cell)))
   config = (common.distillspec_twin(name, cell) if scale == 'small'
             else common.distillspec_t5(name, cell))
   config.distill.control = False

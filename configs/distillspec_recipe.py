@@ -39,14 +39,13 @@ _BEST = {  # (task, temperature): best cell, its gain
     ('xsum', 0.0): ('target+draft', 'jsd', '+0.53'), ('gsm8k', 0.0): ('draft', 'forward_kl', '+0.61'),
     ('gsm8k', 1.0): ('target', 'reverse_kl', '+0.49'), ('xsum', 1.0): (None, None, None)}
 PUBLISHED = tuple(entry for (task, temperature), (best, divergence, gain) in _BEST.items()
-                  for source in SOURCES for entry in common.published(
-    'gain in block efficiency at γ = 7, absolute', 'DistillSpec, Fig. 4',
-    'secondary; about; best cell' if (source, gain) == (best, gain) and gain else
-    'secondary; not known',
+                  for entry in common.published(
+    'gain in block efficiency at γ = 7, absolute', f'DistillSpec, Fig. 4, {task}, T={temperature:g}',
+    'secondary; best cell, about' if gain else 'secondary; no value known',
     columns=tuple(dict(objective=name) for name in DIVERGENCES),
-    lines=((dict(cell=f'{task}_{source}', temperature=temperature, data_source=source),
-            tuple(gain if (source, name) == (best, divergence) else None
-                  for name in DIVERGENCES)),)))
+    lines=tuple((dict(cell=f'{task}_{source}', temperature=temperature, data_source=source),
+                 tuple(gain if (source, name) == (best, divergence) else None
+                       for name in DIVERGENCES)) for source in SOURCES)))
 
 
 def baseline(cell: str) -> dict:

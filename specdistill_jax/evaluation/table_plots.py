@@ -53,10 +53,10 @@ def heat_map(made: Lines, path: pathlib.Path, title: str) -> None:
         1.2 + 3.9 * len(panels), 1.5 + 0.5 * len(sources)), layout='constrained')
     highest = max(np.nanmax(np.abs(grid)) for grid in panels.values()) or 1.0
     for axis, ((task, temperature), grid) in zip(axes[0], panels.items()):
-      # Blue is a gain and orange a loss, both apart for colour-blind readers.
+      # Purple is a gain and orange a loss: apart for colour-blind readers too.
       image = axis.imshow(grid, cmap='PuOr', vmin=-highest, vmax=highest, aspect='auto')
       for (row, column), value in np.ndenumerate(grid):
-        dark = abs(value) > 0.6 * highest
+        dark = abs(value) > 0.45 * highest
         axis.text(column, row, '–' if np.isnan(value) else f'{value:+.2f}', ha='center',
                   va='center', color='white' if dark else '#222222')
       axis.set_xticks(range(len(objectives)), objectives, rotation=20)
@@ -110,7 +110,10 @@ def _way(line: paper_tables.Line, chosen: Lines) -> str:
 
 
 def pareto(made: Lines, path: pathlib.Path) -> None:
-  """Quality against the time of a token; the target alone as a star; what nothing beats, joined."""
+  """Quality against the time of a token; what nothing beats in both is joined.
+
+  The target alone is a star; lossy points have their rule's shape and their epsilon beside them.
+  """
   chosen = [line for line in made if line.summary is not None and line.summary.quality is not None
             and line.about['category'] is None]
   labels = {id(line): f'{line.about["cell"]}: {line.method}' for line in chosen}
@@ -126,11 +129,16 @@ def pareto(made: Lines, path: pathlib.Path) -> None:
         color, marker, _ = looks[labels[id(line)]]
         at = 1e3 / line.summary.tokens_per_second, line.summary.quality
         places.append(at)
-        handles[labels[id(line)]] = axis.scatter(
-            *at, marker='*' if alone else marker, s=140 if alone else 46, color=color, zorder=3)
-        if not line.summary.lossless:
-          axis.annotate(f'{line.about["rule"][:3]} {line.about["epsilon"]:.2g}', at, xytext=(5, 3),
-                        textcoords='offset points', fontsize=7, color='#555555')
+        rule = None if line.summary.lossless else line.about['rule']
+        drawn = axis.scatter(*at, marker='*' if alone else tradeoff.RULES.get(rule, marker),
+                             s=140 if alone else 46, color=color, zorder=3)
+        if rule is None:
+          handles[labels[id(line)]] = drawn
+          continue
+        handles[rule] = plt.Line2D([], [], color='#333333', marker=tradeoff.RULES[rule],
+                                   linestyle='none')
+        axis.annotate(f'{line.about["epsilon"]:.2g}', at, xytext=(5, 3),
+                      textcoords='offset points', fontsize=7, color='#555555')
       front = sorted(a for a in places if not any(
           b[0] <= a[0] and b[1] >= a[1] and b != a for b in places))
       axis.plot(*zip(*front), color='#222222', linewidth=1.1, zorder=2)

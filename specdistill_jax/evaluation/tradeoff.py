@@ -167,7 +167,7 @@ def speedups(summaries: Summaries, path: pathlib.Path) -> None:
   _by_temperature(summaries, path, 'speed-up over the target alone', 'draft length γ', draw)
 
 
-_RULES = dict(exact='o', block='s', linear='^', square='v', exponential='D', typical='P',
+RULES = dict(exact='o', block='s', linear='^', square='v', exponential='D', typical='P',
               top_k='X', greedy_lenience='<')
 
 
@@ -177,13 +177,13 @@ def _points(axis, chosen: Summaries, looks, handles) -> None:
     color, _ = looks[s.method]
     at = 1e3 / s.tokens_per_second, s.quality
     hollow = s.draft_sampling == 'greedy'
-    axis.scatter(*at, marker=_RULES[s.rule], s=46, linewidth=1.2, edgecolor=color, zorder=3,
+    axis.scatter(*at, marker=RULES[s.rule], s=46, linewidth=1.2, edgecolor=color, zorder=3,
                  facecolor='white' if hollow else color)
     if label := ' '.join([f'{s.epsilon:.2g}'] * (not s.lossless) + ['tree'] * s.is_tree):
       axis.annotate(label, at, xytext=(5, 3), textcoords='offset points',
                     fontsize=7, color='#555555')
     handles.setdefault(s.method, plt.Line2D([], [], color=color, linewidth=4))
-    handles.setdefault(s.rule, plt.Line2D([], [], color='#333333', marker=_RULES[s.rule],
+    handles.setdefault(s.rule, plt.Line2D([], [], color='#333333', marker=RULES[s.rule],
                                           linestyle='none'))
 
 

@@ -109,9 +109,15 @@ def _other_settings(config, places) -> list[str]:
   """A sentence for each workdir that was run with other settings than the config's."""
   notes = []
   for place in places:
-    expected = workdirs.to_json(config_files.in_sweep(config, place))
-    stored = _stored(place)
-    if stored is not None and (differences := workdirs.differences(stored, expected)):
+    stored, expected = _stored(place), workdirs.to_json(config)
+    if stored is None:
+      continue
+    for which in ('target', 'draft'):  # a sweep's folder may have another name by now
+      source = (expected[which] or {}).get('init_from') or ''
+      if config_files.SWEEP in source and (stored.get(which) or {}).get(
+          'init_from', '').endswith(source.removeprefix(config_files.SWEEP)):
+        expected[which]['init_from'] = stored[which]['init_from']
+    if differences := workdirs.differences(stored, expected):
       notes.append(f'{place} was run with other settings than the config has: '
                    f'{_several(differences)}.')
   return notes

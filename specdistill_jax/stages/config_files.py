@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_collections
 
+from specdistill_jax import storage
 from specdistill_jax.stages import checks
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -68,9 +69,11 @@ def in_sweep(config: ml_collections.ConfigDict,
              if config[which] is not None and SWEEP in (config[which].get('init_from') or '')}
   if not sources:
     return config
-  made = config.copy_and_resolve_references()
+  made, folder = config.copy_and_resolve_references(), workdir.parent
+  if not str(folder).startswith(storage.SCHEME):
+    folder = folder.absolute()  # the same study, wherever the command is given
   for which, source in sources.items():
-    made[which].init_from = source.replace(SWEEP, str(workdir.parent))
+    made[which].init_from = source.replace(SWEEP, str(folder))
   return made
 
 

@@ -78,12 +78,12 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     stored = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:
     raise ValueError(f'{path} is not JSON ({error}); use another workdir') from error
-  differences = differences(stored, to_json(config))
-  if differences:
-    unseen = len(differences) - SHOWN_DIFFERENCES
+  found = differences(stored, to_json(config))
+  if found:
+    unseen = len(found) - SHOWN_DIFFERENCES
     more = f', and {unseen} more' if unseen > 0 else ''
     raise ValueError(f'{workdir} holds a study of another config: '
-                     f'{"; ".join(differences[:SHOWN_DIFFERENCES])}{more}; use another workdir')
+                     f'{"; ".join(found[:SHOWN_DIFFERENCES])}{more}; use another workdir')
 
 
 def check_writable(workdir: pathlib.Path) -> None:
