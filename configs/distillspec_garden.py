@@ -11,17 +11,17 @@ line of the first cell, which all are compared with.
 
   launch/tpu_sweep.sh --slices=1 --cells=0 configs/distillspec_garden.py        (full scale: XSum;
   launch/tpu_sweep.sh --slices=3 --cells=1-3 configs/distillspec_garden.py       v4:2x2x4)
-  launch/tpu_sweep.sh --slices=6 --cells=4-9 --delete configs/distillspec_garden.py
+  launch/tpu_sweep.sh --slices=6 --cells=4-9 --delete configs/distillspec_garden.py   (v5e:4x4)
   python -m specdistill_jax.main --config=configs/distillspec_garden.py:small \
     --workdir=runs/garden --sweep=all                                     (twin: word problems)
   python -m specdistill_jax.tables --config=configs/distillspec_garden.py:small \
     --workdir=runs/garden --figure=speed --plots=runs/garden
 
-Five sizes at full scale (77M, 250M, 800M, 3B, 11B), three in the twin (0.2M, 0.9M, 5.1M).
+Five sizes at full scale (77M, 250M, 800M, 3B, 11B), three in the twin (0.2M, 1.1M, 5.1M).
 Quality: ROUGE-2; the twin's is that against worked solutions.
 
-Cost: full scale not run; its programs but for the smallest are not in docs/tpu_slices.md. Twin: some
-18 minutes, estimated from the quickstart's rates, not measured.
+Cost: full scale not run; of its programs docs/tpu_slices.md has those of raw_xl and served_xl.
+Twin: some 18 minutes, estimated, not measured.
 
 Published: below, first plain decoding at the raw family's best point, then the distilled target
 with its DistillSpec draft. The unit of "relative latency" is not defined; which point of the plot

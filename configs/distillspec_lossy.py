@@ -7,13 +7,14 @@ epsilon, temperature, and what they do after a rejection and at temperature 0 ar
 epsilon halves from 1 to 1/32, at temperature 1, the residual is the strict one.
 
   python -m specdistill_jax.main --config=configs/distillspec_lossy.py --workdir=gs://...  (v5e:4x4)
-  python -m specdistill_jax.main --config=configs/distillspec_lossy.py:small --workdir=runs/lossy/cell-0
-  python -m specdistill_jax.tables --config=configs/distillspec_lossy.py:small --workdir=runs/lossy \
-    --plots=runs/lossy
+  python -m specdistill_jax.main --config=configs/distillspec_lossy.py:small \
+    --workdir=runs/lossy --sweep=all
+  python -m specdistill_jax.tables --config=configs/distillspec_lossy.py:small \
+    --workdir=runs/lossy --plots=runs/lossy
 
 configs/lossy.py beside it has typical and top-k acceptance and greedy leniency as well.
 
-Cost: full scale not run. Twin: some 15 minutes, estimated from the quickstart's rates, not measured.
+Cost: full scale not run. Twin: some 15 minutes, estimated, not measured.
 
 Published: no value of the figure could be recovered. In words: leniency costs little accuracy on
 GSM8K, linear and square interpolate in a limited range, exponential gives a usable curve, the

@@ -19,13 +19,13 @@ held-out cross-entropy (the paper: the task's score).
   launch/tpu_sweep.sh --slices=1 --cells=0 configs/distillspec_methods.py        (full scale: XSum,
   launch/tpu_sweep.sh --slices=4 --cells=1-4 --delete configs/distillspec_methods.py     v5e:4x4)
   python -m specdistill_jax.main --config=configs/distillspec_methods.py:small \
-    --workdir=runs/methods --sweep=all                                           (twin: word problems)
+    --workdir=runs/methods --sweep=all                                   (twin: word problems)
   python -m specdistill_jax.tables --config=configs/distillspec_methods.py:small \
     --workdir=runs/methods --plots=runs/methods
 
 The first cell trains target and draft, and its control; the others take both from it.
 
-Cost: full scale not run. Twin: some 15 minutes, estimated from the quickstart's rates, not measured.
+Cost: full scale not run. Twin: some 15 minutes, estimated, not measured.
 
 Published: SeqKD clearly below methods with the teacher's logits, f-Distill and GKD best, f-Distill
 much dearer, since it samples from the target; GKD is the best balance of gain and cost. The

@@ -14,8 +14,8 @@ source; its four divergences are arms of one study, on the same draft, data, ste
 
 The first cell of each task trains target and draft, and its control; the others take both from it.
 
-Cost: full scale not run. Twin: some 25 minutes, 48 arms and a control, estimated from the
-quickstart's rates, not measured.
+Cost: full scale not run. Twin: some 25 minutes, 48 arms and a control, estimated,
+not measured.
 
 Published: three best cells, below; the other figures could not be recovered and stay blank. In
 words: the fixed row is worst for every loss; draft, target and both are about alike; TVD is rarely
@@ -36,11 +36,13 @@ CELLS = {
 }
 PLOTS = ('heat_map',)
 _BEST = {  # (task, temperature): best cell, its gain
-    ('xsum', 0.0): ('target+draft', 'jsd', '+0.53'), ('gsm8k', 0.0): ('draft', 'forward_kl', '+0.61'),
+    ('xsum', 0.0): ('target+draft', 'jsd', '+0.53'),
+    ('gsm8k', 0.0): ('draft', 'forward_kl', '+0.61'),
     ('gsm8k', 1.0): ('target', 'reverse_kl', '+0.49'), ('xsum', 1.0): (None, None, None)}
 PUBLISHED = tuple(entry for (task, temperature), (best, divergence, gain) in _BEST.items()
                   for entry in common.published(
-    'gain in block efficiency at γ = 7, absolute', f'DistillSpec, Fig. 4, {task}, T={temperature:g}',
+    'gain in block efficiency at γ = 7, absolute',
+    f'DistillSpec, Fig. 4, {task}, T={temperature:g}',
     'secondary; best cell, about' if gain else 'secondary; no value known',
     columns=tuple(dict(objective=name) for name in DIVERGENCES),
     lines=tuple((dict(cell=f'{task}_{source}', temperature=temperature, data_source=source),

@@ -20,8 +20,7 @@ and CNN/DM are not in it:
     --workdir=runs/speedup
 
 Cost: full scale not run; rooflines of a step are in docs/tpu_slices.md for pod_t5_xl and pod_lm1b,
-whose programs the cells xsum and lm1b are. Twin: some 25 minutes, estimated from the quickstart's
-rates, not measured.
+whose programs the cells xsum and lm1b are. Twin: some 25 minutes, estimated, not measured.
 
 Published: gains of 10 to 46 % in speed; single bars could not be recovered and stay blank below.
 The gain on WMT is small (reviews). Whether speeds were measured or computed is not known.

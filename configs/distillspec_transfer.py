@@ -17,7 +17,7 @@ bbh reads a folder with BIG-bench-hard's JSON files; XXL needs v4:2x2x4, so that
 command of their own, `--cells=3-5`, with another launch/tpu.env. The twin distils on running text
 and decodes functions to summaries (`bbh_…`), a decoder pair in the vocabulary of the first cell.
 
-Cost: full scale not run. Twin: some 12 minutes, estimated from the quickstart's rates, not measured.
+Cost: full scale not run. Twin: some 12 minutes, estimated, not measured.
 
 Published: below. The averages give gains of 14.5 and 13.5 %, the abstract says 26 % on transfer
 tasks; why they differ is not known. Values of single tasks could not be recovered.

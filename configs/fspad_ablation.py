@@ -1,10 +1,11 @@
 """FSPAD's ablation: feature sampling and partial alignment, each taken away.
 
-Gui et al. 2024 (arXiv 2408.15562). Their released code (Luc4Gui/FSPAD) has the variants: full FSPAD,
-`no_alignment` (EAGLE with feature sampling, one output), `no_sampling` (partial alignment, a plain
+Gui et al. 2024 (arXiv 2408.15562). Their released code (Luc4Gui/FSPAD) has the variants: full
+FSPAD, `no_alignment` (EAGLE with feature sampling, one output), `no_sampling` (partial alignment, a plain
 linear input), and EAGLE without both, retrained alike; all with EAGLE-2's dynamic tree.
 
-  launch/tpu_sweep.sh --slices=4 --delete configs/fspad_ablation.py --config.target.init_from=gs://...
+  launch/tpu_sweep.sh --slices=4 --delete configs/fspad_ablation.py \
+    --config.target.init_from=gs://...
   python -m specdistill_jax.main --config=configs/fspad_ablation.py:small \
     --workdir=runs/ablation --sweep=all                                      (twin: running text)
   python -m specdistill_jax.tables --config=configs/fspad_ablation.py:small --workdir=runs/ablation
@@ -13,7 +14,7 @@ Full scale: Vicuna 7B on ShareGPT, v5e:2x2, with held-out conversations as promp
 EAGLE is the control: as many steps on as many rows.
 
 Cost: full scale not run; the programs of `fspad` and `eagle` are those of pod_feature_vicuna. Twin:
-some 20 minutes, estimated from the quickstart's rates, not measured.
+some 20 minutes, estimated, not measured.
 
 Published: no number of the ablation is known to us; all blank.
 

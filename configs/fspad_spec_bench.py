@@ -1,23 +1,25 @@
 """FSPAD's main tables: EAGLE-1, EAGLE-2 and FSPAD on Spec-Bench, four targets, T = 0 and 1.
 
 Gui et al. 2024 (arXiv 2408.15562), settled from their released code (Luc4Gui/FSPAD). Targets:
-Vicuna 7B and 33B, Llama 3 Instruct 8B and 70B. EAGLE-1 is the row with the tree `eagle1`; EAGLE-2 is
-the same draft with the dynamic tree, which FSPAD takes too. A target has four cells: two that train
+Vicuna 7B and 33B, Llama 3 Instruct 8B and 70B. EAGLE-1 is the row with the tree `eagle1`; EAGLE-2
+is the same draft with the dynamic tree, which FSPAD takes too. A target has four cells: two that train
 (`<target>_eagle`, `<target>_fspad`) and two that decode the 480 questions of Spec-Bench
 (`…_spec_bench`), with a line for each category.
 
-  launch/tpu_sweep.sh --slices=2 --cells=0,1 configs/fspad_spec_bench.py --config.target.init_from=gs://...
+  launch/tpu_sweep.sh --slices=2 --cells=0,1 configs/fspad_spec_bench.py \
+    --config.target.init_from=gs://...
   launch/tpu_sweep.sh --slices=2 --cells=2,3 --delete configs/fspad_spec_bench.py
   python -m specdistill_jax.main --config=configs/fspad_spec_bench.py:small \
     --workdir=runs/spec_bench --sweep=all                                    (twin: running text)
-  python -m specdistill_jax.tables --config=configs/fspad_spec_bench.py:small --workdir=runs/spec_bench
+  python -m specdistill_jax.tables --config=configs/fspad_spec_bench.py:small \
+    --workdir=runs/spec_bench
 
 The first two commands are those of Vicuna 7B; the other targets are cells 4-7, 8-11 and 12-15, each
 with its own --config.target.init_from for the cells that train. Spec-Bench's file is
 `task.prompt_files`. The twin has one target of 3.8M, three seeds, and no categories.
 
 Cost: full scale not run; slices as configs/pod_feature_vicuna.py and configs/pod_feature_llama3.py.
-Twin: some 20 minutes, estimated from the quickstart's rates, not measured.
+Twin: some 20 minutes, estimated, not measured.
 
 Published: FSPAD's own tables are not known to us, only that it generates 0.28 to 0.48 more tokens a
 cycle than EAGLE-2 (secondary); its cells stay blank. Beside them stand EAGLE-1 and EAGLE-2 from

@@ -6,20 +6,20 @@ fine-tuned. Mixtures of experts are not among the models here, so that cells at 
 of the two Llamas; the other targets' published figures stand without a line beside them. A cell is
 a target and a draft, its losses arms of one study.
 
-  launch/tpu_sweep.sh --slices=3 --cells=0-2 --delete configs/lk_table2.py --config.target.init_from=gs://...
-  launch/tpu_sweep.sh --slices=1 --cells=3 --delete configs/lk_table2.py --config.target.init_from=gs://...
+  launch/tpu_sweep.sh --slices=3 --cells=0-2 --delete configs/lk_table2.py \
+    --config.target.init_from=gs://...     (the 8B; then --cells=3 with the 70B)
   python -m specdistill_jax.main --config=configs/lk_table2.py:small --workdir=runs/lk2 --sweep=all
-  python -m specdistill_jax.tables --config=configs/lk_table2.py:small --workdir=runs/lk2 --plots=runs/lk2
+  python -m specdistill_jax.tables --config=configs/lk_table2.py:small --workdir=runs/lk2
 
 Settings as in configs/lk_table1.py; the 8B on v5e:2x4, the 70B on v5e:4x8. The twin has all four
-drafts on a target of 1M (MTP from scratch, not fine-tuned) and EAGLE-3 on one of 2.9M.
+drafts on a target of 1.3M (MTP from scratch, not fine-tuned) and EAGLE-3 on one of 4.3M.
 
 Cost: full scale not run, and its programs are not in docs/tpu_slices.md. Twin: some 25 minutes,
-estimated from the quickstart's rates, not measured.
+estimated, not measured.
 
 Published: the means of MT-bench, HumanEval and GSM8K for KL and the hybrid (Table 2 and model
-cards), and -log alpha's from the cells of Table 4 (derived). gpt-oss 20b's 3.46 at T = 0 follows from
-3.07 on HumanEval, where Table 4 has 3.08.
+cards), and -log alpha's from the cells of Table 4 (derived). gpt-oss 20b's 3.46 at T = 0 follows
+from 3.07 on HumanEval, where Table 4 has 3.08.
 
 Ours: not run yet.
 """

@@ -5,11 +5,11 @@
   python -m specdistill_jax.tables --config=configs/lk_table1.py     (what was published)
   python -m specdistill_jax.tables --workdir=W/cell-0,W/cell-1 --figure=speedup
 
-With --config the table has a line for everything that the config's sweep asks for: W is the folder
-that `main --sweep=all` was given, several are merged. What is missing or failed stands in the table;
-the commands that fill it, and what is odd about rows, are told on standard error. Rows are pooled
-over seeds; brackets are 95 % intervals from bootstraps over prompts and seeds, those of gains paired
-by prompt. Overrides that the cells were run with are given here too: --config.field=value.
+With --config the table has a line for everything that the config's sweep asks for: W is the
+folder that `main --sweep=all` was given, several are merged. What is missing or failed stands in the
+table; the commands that fill it, and what is odd about rows, are told on standard error. Rows are
+pooled over seeds; brackets are 95 % intervals from bootstraps over prompts and seeds, those of gains
+paired by prompt. Overrides that the cells were run with are given here too: --config.field=value.
 
 Without --config: a line for each draft and method, a column for each way to decode.
 """
@@ -86,37 +86,6 @@ def _cells(path: str, words: Sequence[str]) -> tuple[Any, list[str], list[Any], 
   return module, list(named or (config.study for config in configs)), configs, in_sweep
 
 
-def _draw(module: Any, made: Sequence[Any], folder: pathlib.Path, figure: str) -> list[str]:
-  """The plots that the config names in PLOTS, where there is something to draw; their paths."""
-  from specdistill_jax.evaluation import paper_tables
-  from specdistill_jax.evaluation import table_plots
-  name = FIGURES.get(figure, 'speedup_measured')
-  title = {'speedup': 'speed-up over the target alone', 'block_efficiency':
-           'block efficiency\n(tokens per target call)', 'alpha': 'α'}.get(figure, 'speed-up')
-  plots = dict(
-      heat_map=lambda path: table_plots.heat_map(
-          made, path, f'gain in {paper_tables.FIGURES[figure].title}'),
-      bars=lambda path: table_plots.bars(made, path, name, title),
-      pareto=lambda path: table_plots.pareto(made, path),
-      cost=lambda path: table_plots.scatter(made, path, 'distill_seconds',
-                                            'distillation, seconds an arm'),
-      draft_quality=lambda path: table_plots.scatter(made, path, 'cross_entropy',
-                                                     'held-out cross-entropy of the draft, nats'))
-  needs = dict(heat_map=lambda line: line.gain is not None,
-               pareto=lambda line: line.summary.quality is not None,
-               cost=lambda line: 'distill_seconds' in line.training,
-               draft_quality=lambda line: 'cross_entropy' in line.training)
-  drawn = []
-  folder.mkdir(parents=True, exist_ok=True)
-  for plot in getattr(module, 'PLOTS', ('bars',)):
-    measured = [line for line in made if line.summary is not None]
-    if any(needs.get(plot, bool)(line) for line in measured):
-      with storage.made(folder / f'{plot}.png') as path:
-        plots[plot](path)
-      drawn.append(str(folder / f'{plot}.png'))
-  return drawn
-
-
 def paper_table(path: str, roots: Sequence[pathlib.Path], *, words: Sequence[str] = (),
                 figure: str = 'block_efficiency', form: str = 'markdown', samples: int = 1000,
                 plots: pathlib.Path | None = None) -> tuple[str, list[str]]:
@@ -131,6 +100,7 @@ def paper_table(path: str, roots: Sequence[pathlib.Path], *, words: Sequence[str
   """
   from specdistill_jax.evaluation import formats
   from specdistill_jax.evaluation import paper_tables
+  from specdistill_jax.evaluation import paper_text
   from specdistill_jax.stages import cells as cells_lib
   module, names, configs, in_sweep = _cells(path, words)
   with_training = bool({'cost', 'draft_quality'} & set(getattr(module, 'PLOTS', ())))
@@ -143,7 +113,7 @@ def paper_table(path: str, roots: Sequence[pathlib.Path], *, words: Sequence[str
   made = paper_tables.with_gains(
       made, getattr(module, 'baseline', lambda cell: dict(objective='none')), figure,
       absolute=absolute, samples=samples)
-  text = formats.written(*paper_tables.table(made, published, figure, absolute=absolute), form)
+  text = formats.written(*paper_text.table(made, published, figure, absolute=absolute), form)
   used = [id(entry) for line in made for entry in paper_tables.beside(line, published)]
   if left := [entry for entry in published if id(entry) not in used]:
     if form == 'markdown':
@@ -152,7 +122,9 @@ def paper_table(path: str, roots: Sequence[pathlib.Path], *, words: Sequence[str
       notes.append(f'{len(left)} published figures stand beside no line; --format=markdown, or no '
                    '--workdir, shows them.')
   if plots is not None:
-    notes += [f'{drawn} is drawn.' for drawn in _draw(module, made, plots, figure)]
+    from specdistill_jax.evaluation import table_plots  # matplotlib takes a second to import
+    notes += [f'{drawn} is drawn.' for drawn in table_plots.draw(
+        getattr(module, 'PLOTS', ('bars',)), made, plots, figure)]
   lacking = cells_lib.commands(path, found, roots[0], words, in_sweep)
   notes += [f'{state}:\n  {command}' for state, command in lacking]
   return text, notes

@@ -1,4 +1,4 @@
-"""The papers' tables as configs: every study of every table, full scale and twin, holds together."""
+"""The papers' tables as configs: every study of each, full scale and twin, holds together."""
 
 import json
 import pathlib

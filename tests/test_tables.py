@@ -143,7 +143,8 @@ def test_figures_gains_and_what_was_published_stand_in_one_line(config, tmp_path
   # A difference, since the config draws a heat map; by prompt, so that it has no spread.
   gain = 'gain in block efficiency over standard SD'
   assert mine[gain] == '+1.00 [+1.00, +1.00]' and not found['fixed', 'standard SD'][gain]
-  assert mine['published'] == '3.10' and 'An & Other (paper)' in mine['published: what, where, trust']
+  assert mine['published'] == '3.10'
+  assert mine['published: what, where, trust'] == 'block efficiency, An & Other (paper)'
   assert found['draft', TVD.format('draft')]['published'] == 'not known'
   assert not found['fixed', KL.format('fixed')]['published']
   assert '1 published figures stand beside no line' in err

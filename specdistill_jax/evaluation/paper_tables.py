@@ -1,7 +1,7 @@
 """A paper's table from result rows: a line for each method and way to decode of each cell.
 
 A cell is a study of the table's sweep. Lines that the config asks for and nobody measured stand in
-the table too, as missing or failed; beside each stands what was published of it.
+the table too, as missing or failed. `paper_text` writes them.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from specdistill_jax.decoding import tree_names
-from specdistill_jax.evaluation import formats
 from specdistill_jax.evaluation import intervals
 from specdistill_jax.evaluation import measures
 from specdistill_jax.evaluation import rows as rows_lib
@@ -20,7 +19,6 @@ from specdistill_jax.evaluation import summary as summary_lib
 TARGET_ALONE = 'target alone'
 TARGET = 'target'  # the objective of such a line, which has no draft
 IMPORTED = 'draft of another cell'
-NOT_KNOWN = 'not known'
 _WAY = ('gamma', *summary_lib.WAY)
 
 
@@ -194,9 +192,8 @@ def with_gains(made: Sequence[Line], baseline: Callable[[str], Mapping[str, Any]
       compared.append(line)
       continue
     gain = summary_lib.compare(line.summary, other.summary, columns, statistic, samples=samples)
-    same = other.about['cell'] == line.about['cell']
-    compared.append(dataclasses.replace(
-        line, gain=gain, baseline=other.method if same else f'{other.about["cell"]}: {other.method}'))
+    where = '' if other.about['cell'] == line.about['cell'] else f'{other.about["cell"]}: '
+    compared.append(dataclasses.replace(line, gain=gain, baseline=where + other.method))
   return compared
 
 
@@ -223,61 +220,3 @@ def shape(about: Mapping[str, Any]) -> str:
   if about['min_confidence']:
     words.append(f'stops below {about["min_confidence"]:g}')
   return ', '.join(words)
-
-
-def _figures(line: Line, with_speed: bool) -> list[str]:
-  """alpha, block efficiency, speed-up, and tokens/s."""
-  s = line.summary
-  if s is None:
-    return [line.status] + [''] * (2 + with_speed)
-  alone = line.method == TARGET_ALONE
-  alpha = '' if alone else formats.brackets(s.alpha, s.alpha_interval)
-  found = [alpha, formats.brackets(s.block_efficiency, s.block_efficiency_interval),
-           formats.brackets(s.speedup_measured, s.speedup_measured_interval, 'x')]
-  return found + [f'{s.tokens_per_second:.0f}'] * with_speed
-
-
-TRAINING = {'distill_seconds': ('distillation, s an arm', '{:.0f}'),
-            'cross_entropy': ('held-out cross-entropy, nats', '{:.2f}')}
-
-
-def table(made: Sequence[Line], published: Sequence[Mapping[str, Any]], figure: str, *,
-          absolute: bool) -> tuple[list[str], list[list[str]]]:
-  """Header and lines, as text."""
-  metric = next((line.summary.quality_metric for line in made if line.summary is not None
-                 and line.summary.quality is not None), None)
-  categories = any(line.about['category'] for line in made)
-  extra = [name for name in TRAINING if any(name in line.training for line in made)]
-  baselines = {line.baseline for line in made if line.baseline}
-  over = next(iter(baselines)) if len(baselines) == 1 else 'the baseline'
-  with_speed = figure == 'speed'
-  header = ['cell', 'task', *(['category'] if categories else []), 'T', 'decoding', 'method', 'seeds',
-            'α', 'block efficiency', 'speed-up', *(['tokens/s'] if with_speed else []),
-            *([f'{metric} (%)'] if metric else []), *(TRAINING[name][0] for name in extra),
-            f'gain in {FIGURES[figure].title} over {over}',
-            *(['baseline'] if len(baselines) > 1 else []),
-            *(['published', 'published: what, where, trust'] if published else [])]
-  show = (formats.signed if absolute or figure == 'alpha' else formats.percent)
-  written = []
-  for line in made:
-    s, about = line.summary, line.about
-    entries = beside(line, published)
-    written.append([
-        about['cell'], line.task, *([about['category'] or 'all'] if categories else []),
-        f'{about["temperature"]:g}', shape(about), line.method,
-        line.status if 'seeds' in line.status else '' if s is None else str(s.num_seeds),
-        *_figures(line, with_speed),
-        *(['' if s is None or s.quality is None else f'{s.quality:.1f}'] if metric else []),
-        *(TRAINING[name][1].format(line.training[name]) if name in line.training and s else ''
-          for name in extra),
-        show(*line.gain) if line.gain else '',
-        *([line.baseline] if len(baselines) > 1 else []),
-        *(['; '.join(known(entry) for entry in entries),
-           '; '.join(f'{entry["figure"]}, {entry["source"]} ({entry["trust"]})'
-                     for entry in entries)] if published else [])])
-  return header, written
-
-
-def known(entry: Mapping[str, Any]) -> str:
-  """A published value as it stands in a line; one that is not known says so."""
-  return NOT_KNOWN if entry['value'] is None else formats.figure(entry['value'])

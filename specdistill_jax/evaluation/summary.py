@@ -27,8 +27,9 @@ class Summary:
 
   Attributes:
     category: of the prompts; None: all of them.
-    method: 'standard SD' (undistilled), 'control' (as many further cross-entropy steps),
-      'SeqKD' (cross-entropy on the target's text), 'feature-level draft (data source)', or 'DistillSpec (objective, data source)'.
+    method: 'standard SD' (undistilled), 'control' (as many further cross-entropy steps), 'SeqKD'
+      (cross-entropy on the target's text), 'feature-level draft (data source)', or
+      'DistillSpec (objective, data source)'.
     counts_kpc: `[seeds, batches, len(rows.COUNTS)]`.
   """
   category: str | None

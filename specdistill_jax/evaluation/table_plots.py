@@ -1,6 +1,6 @@
 """Plots of papers' tables, in the look of the report's: heat map, bars, Pareto, scatter."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import pathlib
 from typing import Any
 
@@ -9,6 +9,7 @@ matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # pylint: disable=g-import-not-at-top
 import numpy as np
 
+from specdistill_jax import storage
 from specdistill_jax.evaluation import paper_tables
 from specdistill_jax.evaluation import tradeoff
 
@@ -169,3 +170,41 @@ def scatter(made: Lines, path: pathlib.Path, name: str, xlabel: str) -> None:
       axis.set_xlabel(xlabel)
     axes[0].set_ylabel('block efficiency\n(tokens per target call)')
     tradeoff.save(figure, handles, path, columns=2)
+
+
+_BARS = {  # what gains are in -> field of `Summary`, label
+    'block_efficiency': ('block_efficiency', 'block efficiency\n(tokens per target call)'),
+    'alpha': ('alpha', 'α'), 'speedup': ('speedup_measured', 'speed-up over the target alone'),
+    'speed': ('speedup_measured', 'speed-up over the target alone')}
+_NEEDS: dict[str, Callable[[paper_tables.Line], bool]] = {
+    'bars': lambda line: True,
+    'heat_map': lambda line: line.gain is not None,
+    'pareto': lambda line: line.summary.quality is not None,
+    'cost': lambda line: 'distill_seconds' in line.training,
+    'draft_quality': lambda line: 'cross_entropy' in line.training}
+
+
+def draw(names: Sequence[str], made: Lines, folder: pathlib.Path, figure: str) -> list[str]:
+  """The plots of these names that there is something to draw of; returns their paths.
+
+  Args:
+    names: bars, heat_map, pareto, cost (block efficiency over what an arm's distillation took),
+      draft_quality (over the draft's held-out cross-entropy).
+    figure: a key of `paper_tables.FIGURES`, what bars and gains are in.
+  """
+  plots = dict(
+      bars=lambda path: bars(made, path, *_BARS[figure]),
+      heat_map=lambda path: heat_map(
+          made, path, f'gain in {paper_tables.FIGURES[figure].title}'),
+      pareto=lambda path: pareto(made, path),
+      cost=lambda path: scatter(made, path, 'distill_seconds', 'distillation, seconds an arm'),
+      draft_quality=lambda path: scatter(made, path, 'cross_entropy',
+                                         'held-out cross-entropy of the draft, nats'))
+  measured, drawn = [line for line in made if line.summary is not None], []
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in names:
+    if any(map(_NEEDS[name], measured)):
+      with storage.made(folder / f'{name}.png') as path:
+        plots[name](path)
+      drawn.append(str(folder / f'{name}.png'))
+  return drawn

@@ -114,8 +114,8 @@ def _other_settings(config, places) -> list[str]:
       continue
     for which in ('target', 'draft'):  # a sweep's folder may have another name by now
       source = (expected[which] or {}).get('init_from') or ''
-      if config_files.SWEEP in source and (stored.get(which) or {}).get(
-          'init_from', '').endswith(source.removeprefix(config_files.SWEEP)):
+      there = (stored.get(which) or {}).get('init_from') or ''
+      if config_files.SWEEP in source and there.endswith(source.removeprefix(config_files.SWEEP)):
         expected[which]['init_from'] = stored[which]['init_from']
     if differences := workdirs.differences(stored, expected):
       notes.append(f'{place} was run with other settings than the config has: '

@@ -46,7 +46,8 @@ def _quality_columns(summaries: Sequence[summary_lib.Summary]) -> tuple[str, ...
 
 
 def table(summaries: Sequence[summary_lib.Summary],
-          with_interval: Callable[..., str] = formats.brackets) -> tuple[tuple[str, ...], list[tuple]]:
+          with_interval: Callable[..., str] = formats.brackets) -> tuple[tuple[str, ...],
+                                                                         list[tuple]]:
   """Header and lines: at each temperature the target alone, then every method and length."""
   quality_columns = _quality_columns(summaries)
   with_quality, with_ways = bool(quality_columns), len({s.way for s in summaries}) > 1
