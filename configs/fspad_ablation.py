@@ -1,8 +1,8 @@
 """FSPAD's ablation: feature sampling and partial alignment, each taken away.
 
 Gui et al. 2024 (arXiv 2408.15562). Their released code (Luc4Gui/FSPAD) has the variants: full
-FSPAD, `no_alignment` (EAGLE with feature sampling, one output), `no_sampling` (partial alignment, a plain
-linear input), and EAGLE without both, retrained alike; all with EAGLE-2's dynamic tree.
+FSPAD, `no_alignment` (EAGLE with feature sampling, one output), `no_sampling` (partial alignment, a
+plain linear input), and EAGLE without both, retrained alike; all with EAGLE-2's dynamic tree.
 
   launch/tpu_sweep.sh --slices=4 --delete configs/fspad_ablation.py \
     --config.target.init_from=gs://...

@@ -14,6 +14,7 @@ from specdistill_jax.evaluation import paper_tables
 from specdistill_jax.evaluation import tradeoff
 
 Lines = Sequence[paper_tables.Line]
+_HATCHES = ('', '///', '...', 'xxx', '---')
 
 
 def _by_temperature(made: Lines) -> dict[float, list[paper_tables.Line]]:
@@ -69,30 +70,33 @@ def heat_map(made: Lines, path: pathlib.Path, title: str) -> None:
 
 
 def bars(made: Lines, path: pathlib.Path, figure_name: str, ylabel: str) -> None:
-  """A group of bars for each cell, a bar for each method and way, a panel for each temperature.
+  """A group of bars for each cell, a panel for each temperature; colours are methods, hatches ways.
 
   `figure_name`: a field of `Summary` that has an interval.
   """
   chosen = _overall(made)
-  labels = {id(line): ', '.join(filter(None, (line.method, _way(line, chosen))))
-            for line in chosen}
+  ways = list(dict.fromkeys(paper_tables.shape(line.about) for line in chosen))
   with plt.rc_context(tradeoff.STYLE):
     cells = list(dict.fromkeys(line.about['cell'] for line in chosen))
-    looks = tradeoff.looks_of(labels[id(line)] for line in chosen)
+    looks = tradeoff.looks_of(line.method for line in chosen)
+    order = list(looks)
     panels = _by_temperature(chosen)
     figure, axes = tradeoff.panels(len(panels), width=max(4.1, 1.1 * len(cells)))
     handles: dict[str, Any] = {}
     for axis, (temperature, mine) in zip(axes, panels.items()):
       for start, cell in enumerate(cells):
-        own = [line for line in mine if line.about['cell'] == cell]
+        own = sorted((line for line in mine if line.about['cell'] == cell),
+                     key=lambda line: order.index(line.method))
         width = 0.8 / max(len(own), 1)
         for index, line in enumerate(own):
           at = start + width * (index - (len(own) - 1) / 2)
           value = getattr(line.summary, figure_name)
           error = tradeoff.error(value, getattr(line.summary, f'{figure_name}_interval'))
-          name = labels[id(line)]
-          handles[name] = axis.bar(at, value, 0.9 * width, color=looks[name][0], zorder=2,
-                                   hatch=looks[name][2], edgecolor='white', linewidth=0.4)
+          way = paper_tables.shape(line.about)
+          name = f'{line.method}, {way}' if len(ways) > 1 else line.method
+          handles[name] = axis.bar(
+              at, value, 0.9 * width, color=looks[line.method][0], zorder=2, edgecolor='white',
+              hatch=_HATCHES[ways.index(way) % len(_HATCHES)], linewidth=0.4)
           axis.errorbar(at, value, yerr=np.transpose([error]), linestyle='none', color='#333333',
                         capsize=2, elinewidth=1.1, zorder=3)
       handles['target alone'] = axis.axhline(1.0, color='#222222', linestyle='--', linewidth=1.1)
@@ -101,13 +105,6 @@ def bars(made: Lines, path: pathlib.Path, figure_name: str, ylabel: str) -> None
       axis.set_title(tradeoff.title(temperature))
     axes[0].set_ylabel(ylabel)
     tradeoff.save(figure, handles, path, columns=3)
-
-
-def _way(line: paper_tables.Line, chosen: Lines) -> str:
-  """The way to decode, where its cell has several."""
-  several = {paper_tables.shape(other.about) for other in chosen
-             if other.about['cell'] == line.about['cell']}
-  return paper_tables.shape(line.about) if len(several) > 1 else ''
 
 
 def pareto(made: Lines, path: pathlib.Path) -> None:
@@ -127,7 +124,7 @@ def pareto(made: Lines, path: pathlib.Path) -> None:
       places = []
       for line in mine:
         alone = line.method == paper_tables.TARGET_ALONE
-        color, marker, _ = looks[labels[id(line)]]
+        color, marker = looks[labels[id(line)]]
         at = 1e3 / line.summary.tokens_per_second, line.summary.quality
         places.append(at)
         rule = None if line.summary.lossless else line.about['rule']
@@ -160,7 +157,7 @@ def scatter(made: Lines, path: pathlib.Path, name: str, xlabel: str) -> None:
     handles: dict[str, Any] = {}
     for axis, (temperature, mine) in zip(axes, panels.items()):
       for line in mine:
-        color, marker, _ = looks[labels[id(line)]]
+        color, marker = looks[labels[id(line)]]
         error = tradeoff.error(line.summary.block_efficiency,
                                line.summary.block_efficiency_interval)
         handles[labels[id(line)]] = axis.errorbar(

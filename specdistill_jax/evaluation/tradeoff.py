@@ -20,7 +20,6 @@ from specdistill_jax.evaluation import summary as summary_lib
 
 _FIXED = {summary_lib.STANDARD: ('#7a7a7a', 'o'), summary_lib.CONTROL: ('#E69F00', 's')}
 _OTHERS = (('#0072B2', 'D'), ('#009E73', '^'), ('#CC79A7', 'v'), ('#D55E00', 'P'))
-_HATCHES = ('', '//', '..', 'xx')  # of bars, when the colours begin again
 STYLE = {
     'font.size': 10.5, 'axes.titlesize': 11, 'axes.titleweight': 'bold',
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
@@ -31,24 +30,18 @@ STYLE = {
 Summaries = Sequence[summary_lib.Summary]
 
 
-def _looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
-  """Colour and marker of each method, in the order of first appearance."""
-  return {name: (color, marker) for name, (color, marker, _) in looks_of(methods).items()}
-
-
-def looks_of(methods: Iterable[str]) -> dict[str, tuple[str, str, str]]:
-  """Colour, marker and hatching of each method, in the order of first appearance."""
-  found, others = {}, 0
+def looks_of(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+  """Colour and marker of each method, in the order of first appearance; 16 before they repeat."""
+  looks, others = {}, 0
   for name in methods:
-    if name in found:
+    if name in looks:
       continue
-    if name in _FIXED:
-      found[name] = (*_FIXED[name], '')
-    else:
-      turn, index = divmod(others, len(_OTHERS))
-      found[name] = (*_OTHERS[index], _HATCHES[turn % len(_HATCHES)])
+    if name not in _FIXED:
+      turn = others // len(_OTHERS)
+      color, marker = _OTHERS[others % len(_OTHERS)][0], _OTHERS[(others + turn) % len(_OTHERS)][1]
       others += 1
-  return found
+    looks[name] = _FIXED.get(name) or (color, marker)
+  return looks
 
 
 def error(value: float, interval: intervals.Interval | None) -> tuple[float, float]:
@@ -91,7 +84,7 @@ def _by_temperature(summaries: Summaries, path: pathlib.Path, ylabel: str, xlabe
   with plt.rc_context(STYLE):
     temperatures = _temperatures(summaries)
     figure, axes = panels(len(temperatures))
-    looks, handles = _looks(summary.method for summary in summaries), {}
+    looks, handles = looks_of(summary.method for summary in summaries), {}
     for axis, temperature in zip(axes, temperatures):
       draw(axis, [s for s in summaries if s.temperature == temperature], looks, handles)
       axis.set_title(title(temperature))
@@ -220,7 +213,7 @@ def training_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
   """
   with plt.rc_context(STYLE):
     figure, (axis,) = panels(1, width=5.2)
-    looks, handles = _looks(curves), {}
+    looks, handles = looks_of(curves), {}
     for name, seeds in curves.items():
       color, _ = looks[name]
       for points in seeds if len(seeds) > 1 else ():
