@@ -75,11 +75,13 @@ def bars(made: Lines, path: pathlib.Path, figure_name: str, ylabel: str) -> None
   `figure_name`: a field of `Summary` that has an interval.
   """
   chosen = _overall(made)
-  ways = list(dict.fromkeys(paper_tables.shape(line.about) for line in chosen))
+  ways = _ways(chosen)
   with plt.rc_context(tradeoff.STYLE):
     cells = list(dict.fromkeys(line.about['cell'] for line in chosen))
     looks = tradeoff.looks_of(line.method for line in chosen)
     order = list(looks)
+    colors = [color for color, _ in looks.values()]
+    turns = {name: colors[:index].count(colors[index]) for index, name in enumerate(order)}
     panels = _by_temperature(chosen)
     figure, axes = tradeoff.panels(len(panels), width=max(4.1, 1.1 * len(cells)))
     handles: dict[str, Any] = {}
@@ -92,11 +94,12 @@ def bars(made: Lines, path: pathlib.Path, figure_name: str, ylabel: str) -> None
           at = start + width * (index - (len(own) - 1) / 2)
           value = getattr(line.summary, figure_name)
           error = tradeoff.error(value, getattr(line.summary, f'{figure_name}_interval'))
-          way = paper_tables.shape(line.about)
-          name = f'{line.method}, {way}' if len(ways) > 1 else line.method
+          way = paper_tables.shape(line.about) if len(ways) > 1 else ways[0]
+          name = f'{line.method}, {way}' if way else line.method
+          hatch = ways.index(way) + len(ways) * turns[line.method]  # a colour's next turn too
           handles[name] = axis.bar(
               at, value, 0.9 * width, color=looks[line.method][0], zorder=2, edgecolor='white',
-              hatch=_HATCHES[ways.index(way) % len(_HATCHES)], linewidth=0.4)
+              hatch=_HATCHES[hatch % len(_HATCHES)], linewidth=0.4)
           axis.errorbar(at, value, yerr=np.transpose([error]), linestyle='none', color='#333333',
                         capsize=2, elinewidth=1.1, zorder=3)
       handles['target alone'] = axis.axhline(1.0, color='#222222', linestyle='--', linewidth=1.1)
@@ -105,6 +108,16 @@ def bars(made: Lines, path: pathlib.Path, figure_name: str, ylabel: str) -> None
       axis.set_title(tradeoff.title(temperature))
     axes[0].set_ylabel(ylabel)
     tradeoff.save(figure, handles, path, columns=3)
+
+
+def _ways(chosen: Lines) -> list[str]:
+  """The ways to decode, where a cell has several; else one without a name."""
+  found: dict[str, set[str]] = {}
+  for line in chosen:
+    found.setdefault(line.about['cell'], set()).add(paper_tables.shape(line.about))
+  if max(map(len, found.values())) == 1:
+    return ['']
+  return list(dict.fromkeys(paper_tables.shape(line.about) for line in chosen))
 
 
 def pareto(made: Lines, path: pathlib.Path) -> None:
@@ -119,7 +132,7 @@ def pareto(made: Lines, path: pathlib.Path) -> None:
     looks = tradeoff.looks_of(labels[id(line)] for line in chosen)
     panels = _by_temperature(chosen)
     figure, axes = tradeoff.panels(len(panels), width=4.8, height=3.8)
-    handles: dict[str, Any] = {}
+    handles, rules = {}, {}
     for axis, (temperature, mine) in zip(axes, panels.items()):
       places = []
       for line in mine:
@@ -133,7 +146,7 @@ def pareto(made: Lines, path: pathlib.Path) -> None:
         if rule is None:
           handles[labels[id(line)]] = drawn
           continue
-        handles[rule] = plt.Line2D([], [], color='#333333', marker=tradeoff.RULES[rule],
+        rules[rule] = plt.Line2D([], [], color='#333333', marker=tradeoff.RULES[rule],
                                    linestyle='none')
         axis.annotate(f'{line.about["epsilon"]:.2g}', at, xytext=(5, 3),
                       textcoords='offset points', fontsize=7, color='#555555')
@@ -143,7 +156,7 @@ def pareto(made: Lines, path: pathlib.Path) -> None:
       axis.set_title(tradeoff.title(temperature))
       axis.set_xlabel('milliseconds a token')
     axes[0].set_ylabel(f'{chosen[0].summary.quality_metric} (%)')
-    tradeoff.save(figure, handles, path, columns=2)
+    tradeoff.save(figure, handles | rules, path, columns=2)
 
 
 def scatter(made: Lines, path: pathlib.Path, name: str, xlabel: str) -> None:
