@@ -84,6 +84,7 @@ def get_config(arg: str = 'standalone') -> ml_collections.ConfigDict:
   return config
 
 
-def get_sweep() -> list[dict]:
-  """A study a draft."""
+def get_sweep(arg: str = 'standalone') -> list[dict]:
+  """A study a draft, whichever the first is."""
+  del arg
   return [overrides(draft) for draft in DRAFTS]

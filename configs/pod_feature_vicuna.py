@@ -33,16 +33,8 @@ import ml_collections
 
 from configs import common
 
-SIZES = {
-    '7b': dict(num_layers=32, width=4096, num_heads=32, num_kv_heads=32, mlp_width=11_008,
-               norm_eps=1e-5),
-    '33b': dict(num_layers=60, width=6656, num_heads=52, num_kv_heads=52, mlp_width=17_920,
-                norm_eps=1e-6),
-}
-# Topology of training and of decoding, nodes of the dynamic tree.
-SLICES = {'7b': ('v5e:2x2', 'v5e:2x2', 59), '33b': ('v5e:4x4', 'v4:2x2x1', 47)}
-# EAGLE-1's own draft of the 33B has 13 key heads; FSPAD's has all.
-DRAFTS = {'eagle': {'33b': dict(num_kv_heads=13)}, 'fspad': {}, 'eagle3': {}}
+SIZES = ('7b', '33b')
+DRAFTS = ('eagle', 'fspad', 'eagle3')
 
 
 def get_config(arg: str = '7b-fspad') -> ml_collections.ConfigDict:
@@ -50,25 +42,4 @@ def get_config(arg: str = '7b-fspad') -> ml_collections.ConfigDict:
   if size not in SIZES or draft not in DRAFTS:
     raise ValueError(f'pod_feature_vicuna runs {" or ".join(SIZES)}, a hyphen, and '
                      f'{", ".join(DRAFTS)}, not {arg!r}')
-  training, decoding, nodes = SLICES[size]
-  config = common.study(f'pod_feature_vicuna_{size}_{draft}')
-  config.topology = training
-  config.mesh.update(data=1, fsdp=-1)
-  config.task.update(name='conversations', vocab_size=32_000, max_length=2048,
-                     chat_template='vicuna', train_files=('gs://your-bucket/sharegpt.jsonl',),
-                     vocabulary='gs://your-bucket/vicuna.model')
-  config.target.model.update(dict(head_dim=128, tie_embeddings=False, dtype='bfloat16')
-                             | SIZES[size])
-  config.target.weights_dtype = 'bfloat16'
-  config.target.train.batch_size = 16  # only trained here if nothing is imported
-  config.draft.model = common.feature_draft(draft)
-  config.draft.model.update(DRAFTS[draft].get(size, {}))
-  config.draft.train.update(steps=0, batch_size=16)
-
-  config.distill.update(objective='feature', data_source='fixed', control=False, seeds=(0,))
-  config.distill.rollout.max_new_tokens = 512
-  config.distill.train.update(common.feature_recipe(draft), head_chunk=256)
-  config.evaluate.update(gammas=(5,), trees=('eagle1', f'dynamic k10 d6 n{nodes}'),
-                         max_new_tokens=512, num_prompts=480, topology=decoding)
-  config.evaluate.mesh.tensor = -1
-  return config
+  return common.feature_pod(f'pod_feature_vicuna_{size}_{draft}', f'vicuna_{size}', draft)

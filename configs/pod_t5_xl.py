@@ -26,25 +26,4 @@ from configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = common.study('pod_t5_xl')
-  config.topology = 'v5e:4x4'
-  config.task.update(name='xsum', vocab_size=32_128, max_length=1088,
-                     data_dir='gs://your-bucket/tfds', vocabulary='gs://your-bucket/t5.model')
-
-  config.target.model = common.t5()
-  config.target.model.update(num_encoder_layers=24, num_decoder_layers=24, width=2048,
-                             num_heads=32, head_dim=64, mlp_width=5120, dtype='bfloat16')
-  config.target.update(weights_dtype='bfloat16', layout='replicated')
-  config.draft.model = common.t5()
-  config.draft.model.update(num_encoder_layers=8, num_decoder_layers=8, width=512, num_heads=6,
-                            head_dim=64, mlp_width=1024, dtype='bfloat16')
-  config.draft.layout = 'replicated'
-
-  config.distill.rollout.max_new_tokens = 64
-  config.distill.train.update(
-      steps=300_000, batch_size=32, optimizer='adafactor', learning_rate=3e-4,
-      warmup_steps=5_000, schedule='plateau_cosine', clip_norm=1.0, weights_dtype='bfloat16',
-      remat='full', log_every=100, eval_every=10_000, checkpoint_every=10_000)
-  config.evaluate.update(gammas=(3, 5, 7), max_new_tokens=64, num_prompts=500,
-                         topology='v5e:1x1')
-  return config
+  return common.distillspec_t5('pod_t5_xl', 'xsum')

@@ -24,25 +24,6 @@ from configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = common.study('pod_t5_xxl')
-  config.topology = 'v4:2x2x4'
-  config.task.update(name='wmt14_en_de', vocab_size=32_128, max_length=160,
-                     data_dir='gs://your-bucket/tfds', vocabulary='gs://your-bucket/t5.model')
-
-  config.target.model = common.t5()
-  config.target.model.update(num_encoder_layers=24, num_decoder_layers=24, width=4096,
-                             num_heads=64, head_dim=64, mlp_width=10_240, dtype='bfloat16')
-  config.target.update(weights_dtype='bfloat16', layout='replicated')
-  config.draft.model = common.t5()
-  config.draft.model.update(num_encoder_layers=8, num_decoder_layers=8, width=512, num_heads=6,
-                            head_dim=64, mlp_width=1024, dtype='bfloat16')
-  config.draft.layout = 'replicated'
-
-  config.distill.rollout.max_new_tokens = 80
-  config.distill.train.update(
-      steps=300_000, batch_size=128, optimizer='adafactor', learning_rate=3e-4,
-      warmup_steps=5_000, schedule='plateau_cosine', weights_dtype='bfloat16', remat='full',
-      log_every=100, eval_every=10_000, checkpoint_every=10_000)
-  config.evaluate.update(gammas=(3, 5, 7), max_new_tokens=80, num_prompts=500,
-                         topology='v4:1x1x1')
+  config = common.distillspec_t5('pod_t5_xxl', 'wmt14_en_de', target='xxl')
+  config.distill.train.batch_size = 128
   return config

@@ -160,7 +160,8 @@ sys.path.insert(0, root)
 spec = importlib.util.spec_from_file_location('c', os.path.join(root, config.partition(':')[0]))
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-print(len(module.get_sweep()))
+arguments = config.partition(':')[2:] if ':' in config else ()
+print(len(module.get_sweep(*arguments)))
 PYTHON
 }
 

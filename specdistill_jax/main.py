@@ -16,10 +16,10 @@ misspelt flag is answered at once.
 """
 
 from collections.abc import Sequence
+import contextlib
 import difflib
 import functools
 import importlib
-import importlib.util
 import os
 import pathlib
 import sys
@@ -34,6 +34,7 @@ from ml_collections import config_flags
 from specdistill_jax import processes
 from specdistill_jax import storage
 from specdistill_jax.stages import checks
+from specdistill_jax.stages import config_files
 from specdistill_jax.stages import workdirs
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -84,6 +85,19 @@ def _run_stage(stage: str, config: ml_collections.ConfigDict, workdir: pathlib.P
     importlib.import_module(f'specdistill_jax.stages.{stage}').run(config, workdir)
 
 
+@contextlib.contextmanager
+def _failure_told(workdir: pathlib.Path, stage: str):
+  """An error leaves a trace in the workdir; being stopped, or losing a host, is none."""
+  try:
+    yield
+  except Exception as error:
+    stopped = importlib.import_module('specdistill_jax.training.preemption').Stopped
+    if processes.is_first() and not isinstance(error, stopped) and not (
+        processes.is_lost_peer(error)):
+      workdirs.record_failure(workdir, stage, error)
+    raise
+
+
 def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str],
         stages: Sequence[str] | None = None) -> dict[str, float]:
   """Runs a study, or some of its stages, in `workdir`.
@@ -102,6 +116,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str],
   """
   started = time.perf_counter()
   workdir = storage.path(workdir)
+  config = config_files.in_sweep(config, workdir)
   checks.check(config)
   workdirs.check(config, workdir)
   if stages is None:
@@ -119,10 +134,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str],
       continue
     processes.say(f'[{stage}]')
     stage_started = time.perf_counter()
-    _run_stage(stage, config, workdir)
-    processes.meet(f'end of {stage}')
+    with _failure_told(workdir, stage):
+      _run_stage(stage, config, workdir)
+      processes.meet(f'end of {stage}')
     seconds[stage] = time.perf_counter() - stage_started
     if processes.is_first():
+      workdirs.forget_failure(workdir)
       workdirs.write_atomically(path, dict(stage=stage, wall_seconds=round(seconds[stage], 3)))
     processes.say(f'[{stage}] {seconds[stage]:.1f} s')
   if 'report' in stages and processes.is_first():
@@ -140,6 +157,7 @@ def replay(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], s
     step: `step_123`, or the path of the batch that training kept.
   """
   workdir = storage.path(workdir)
+  config = config_files.in_sweep(config, workdir)
   checks.check(config)
   workdirs.check(config, workdir)
   module = importlib.import_module('specdistill_jax.stages.replay')
@@ -154,58 +172,7 @@ def replay(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], s
 
 def quickstart(workdir: str | os.PathLike[str]) -> dict[str, float]:
   """`run` with `configs/quickstart.py`."""
-  return run(_load_config(str(_ROOT / 'configs' / 'quickstart.py')), workdir)
-
-
-def _explain_override(argv: Sequence[str], config: Any) -> str | None:
-  """A sentence about the first `--config.a.b=` that names no field, or None."""
-  for argument in argv:
-    if not argument.lstrip('-').startswith('config.'):
-      continue
-    section, walked = config, ''
-    for name in argument.lstrip('-').split('=', 1)[0].split('.')[1:]:
-      if not isinstance(section, ml_collections.ConfigDict):
-        return (f'config.{walked.rstrip(".")} is {section!r} and has no field {name!r}, '
-                f'so {argument.split("=", 1)[0]} cannot be set')
-      if name not in section:
-        return checks.unknown_name(walked, name, list(section))
-      section, walked = section[name], f'{walked}{name}.'
-  return None
-
-
-def _load_config(path: str, cell: str | None = None) -> ml_collections.ConfigDict:
-  """`get_config()` of a config file, or `get_config(argument)` of `file:argument`, locked.
-
-  With `cell`, a number, the overrides of that cell of the file's `get_sweep()` are in it.
-  """
-  module, arguments = _config_module(path)
-  config = module.get_config(*arguments).lock()
-  if cell is not None:
-    cells = _sweep(module, path)
-    if not cell.isdecimal() or int(cell) >= len(cells):
-      raise ValueError(f'--sweep is {cell!r}; give all, or a cell from 0 to {len(cells) - 1}')
-    config.update_from_flattened_dict(cells[int(cell)])
-  return config
-
-
-def _sweep(module: Any, path: str) -> Sequence[dict[str, Any]]:
-  if not hasattr(module, 'get_sweep'):
-    raise ValueError(f'--sweep needs get_sweep() in {path}, a list of overrides of its config')
-  return module.get_sweep()
-
-
-def _config_module(path: str) -> tuple[Any, list[str]]:
-  """The module of a config file, and what `get_config` is to be given."""
-  file, colon, argument = path.partition(':')
-  if not pathlib.Path(file).is_file():
-    raise ValueError(f'--config names {file!r}, which is not a file; name one such as '
-                     'configs/quickstart.py')
-  if str(_ROOT) not in sys.path:
-    sys.path.append(str(_ROOT))  # config files import configs.common, wherever they are run from
-  spec = importlib.util.spec_from_file_location('config_file', file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module, [argument] if colon else []
+  return run(config_files.load(str(_ROOT / 'configs' / 'quickstart.py')), workdir)
 
 
 def _split(argv: Sequence[str], wanted: str) -> tuple[str | None, list[str]]:
@@ -252,10 +219,8 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
     return None
   if path is None:
     raise ValueError('--config is missing; give one, as in --config=configs/quickstart.py')
-  config = _load_config(path, cell)
-  sentence = _explain_override(argv, config)
-  if sentence:
-    raise ValueError(sentence)
+  config = config_files.load(path, cell)
+  config_files.check_overrides(argv, config)
   config_flags.DEFINE_config_dict('config', config, 'Fields are set with --config.field=value.',
                                   lock_config=True, flag_values=values, sys_argv=argv)
   try:
@@ -343,7 +308,7 @@ def _all_cells(argv: list[str]) -> int:
   try:
     if path is None or workdir is None:
       raise ValueError('--sweep=all needs --config and --workdir')
-    cells = _sweep(_config_module(path)[0], path)
+    cells = config_files.cells(path)
   except ValueError as error:
     return _refuse(error)
   for cell in range(len(cells)):

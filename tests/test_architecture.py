@@ -43,6 +43,7 @@ FENCES = {
     'torch': ('specdistill_jax/evaluation/peers.py',),
     'transformers': ('specdistill_jax/evaluation/peers.py',),
     'matplotlib': ('specdistill_jax/evaluation/tradeoff.py',
+                   'specdistill_jax/evaluation/table_plots.py',
                    'specdistill_jax/evaluation/tree_picture.py'),
     'plotly': ('specdistill_jax/stages/html_report.py', 'specdistill_jax/stages/html_figures.py'),
     'etils': ('specdistill_jax/storage.py',),

@@ -192,7 +192,8 @@ def test_mixture_may_have_a_student_fraction():
 def test_names_are_those_that_the_stages_know():
   """A name added to a stage but not here could not be asked for, and the other way round."""
   assert checks.DATA_SOURCES == distill.DATA_SOURCES
-  assert set(checks.OBJECTIVES) == {*objectives.DIVERGENCES, objectives.FEATURE}
+  assert set(checks.OBJECTIVES) == {*objectives.DIVERGENCES, objectives.CROSS_ENTROPY,
+                                    objectives.FEATURE}
   assert checks.RULES == rules.NAMES
 
 

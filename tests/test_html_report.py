@@ -138,7 +138,7 @@ def test_every_setting_is_a_point(data, summaries):
 
 
 def test_a_method_has_one_color_everywhere(data):
-  looks = tradeoff.method_looks(data['colors'])
+  looks = tradeoff.looks_of(data['colors'])
   assert data['colors'] == {name: color for name, (color, _) in looks.items()}
   assert len(set(data['colors'].values())) == 3
   for name in ('training-1', 'training-2'):

@@ -17,6 +17,7 @@ from specdistill_jax.evaluation import measures
 
 STANDARD = 'standard SD'
 CONTROL = 'control'
+SEQKD = 'SeqKD'
 WAY = ('draft_sampling', 'rule', 'epsilon', 'min_confidence', 'tree')  # beside gamma
 
 
@@ -26,8 +27,9 @@ class Summary:
 
   Attributes:
     category: of the prompts; None: all of them.
-    method: 'standard SD' (undistilled), 'control' (as many further cross-entropy steps),
-      'feature-level draft (data source)', or 'DistillSpec (objective, data source)'.
+    method: 'standard SD' (undistilled), 'control' (as many further cross-entropy steps), 'SeqKD'
+      (cross-entropy on the target's text), 'feature-level draft (data source)', or
+      'DistillSpec (objective, data source)'.
     counts_kpc: `[seeds, batches, len(rows.COUNTS)]`.
   """
   category: str | None
@@ -63,7 +65,7 @@ class Summary:
 
   @property
   def is_distilled(self) -> bool:
-    return self.objective not in ('none', 'cross_entropy')
+    return self.method not in (STANDARD, CONTROL)
 
   @property
   def is_tree(self) -> bool:
@@ -83,7 +85,7 @@ def method(row: Mapping[str, Any]) -> str:
   if row['objective'] == 'none':
     return STANDARD
   if row['objective'] == 'cross_entropy':
-    return CONTROL
+    return CONTROL if row['data_source'] == 'fixed' else SEQKD
   if row['objective'] == 'feature':  # such a draft by its papers' own loss
     return f'feature-level draft ({row["data_source"]})'
   return f'DistillSpec ({row["objective"]}, {row["data_source"]})'
@@ -161,7 +163,7 @@ def headline(summaries: Sequence[Summary]) -> list[Summary]:
 
 
 def _rank(row: Mapping[str, Any]) -> int:
-  return {'none': 0, 'cross_entropy': 1}.get(row['objective'], 2)
+  return {STANDARD: 0, CONTROL: 1}.get(method(row), 2)
 
 
 def compare(one: Summary, other: Summary, columns: Callable[[np.ndarray], np.ndarray],

@@ -1,4 +1,4 @@
-"""Plots of the report, drawn from summaries; the project's only importer of matplotlib.
+"""Plots of the report, drawn from summaries; `table_plots` draws papers' tables in this look.
 
 One colour and one marker a method in every plot, from the palette of Okabe and Ito, which
 colour-blind readers can tell apart.
@@ -20,7 +20,7 @@ from specdistill_jax.evaluation import summary as summary_lib
 
 _FIXED = {summary_lib.STANDARD: ('#7a7a7a', 'o'), summary_lib.CONTROL: ('#E69F00', 's')}
 _OTHERS = (('#0072B2', 'D'), ('#009E73', '^'), ('#CC79A7', 'v'), ('#D55E00', 'P'))
-_STYLE = {
+STYLE = {
     'font.size': 10.5, 'axes.titlesize': 11, 'axes.titleweight': 'bold',
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
     'axes.axisbelow': True, 'grid.color': '#e6e6e6', 'grid.linewidth': 0.8,
@@ -30,23 +30,28 @@ _STYLE = {
 Summaries = Sequence[summary_lib.Summary]
 
 
-def method_looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
-  """Colour and marker of each method, in the order of first appearance."""
-  looks, others = {}, iter(_OTHERS * 8)
+def looks_of(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+  """Colour and marker of each method, in the order of first appearance; 16 before they repeat."""
+  looks, others = {}, 0
   for name in methods:
-    if name not in looks:
-      looks[name] = _FIXED.get(name) or next(others)
+    if name in looks:
+      continue
+    if name not in _FIXED:
+      turn = others // len(_OTHERS)
+      color, marker = _OTHERS[others % len(_OTHERS)][0], _OTHERS[(others + turn) % len(_OTHERS)][1]
+      others += 1
+    looks[name] = _FIXED.get(name) or (color, marker)
   return looks
 
 
-def _error(value: float, interval: intervals.Interval | None) -> tuple[float, float]:
+def error(value: float, interval: intervals.Interval | None) -> tuple[float, float]:
   """Lengths of an error bar below and above; a value outside its interval gets none there."""
   if interval is None:
     return 0.0, 0.0
   return max(value - interval[0], 0.0), max(interval[1] - value, 0.0)
 
 
-def _panels(count: int, width: float = 4.1, height: float = 3.3):
+def panels(count: int, width: float = 4.1, height: float = 3.3):
   figure, axes = plt.subplots(1, count, figsize=(width * count + 0.6, height), sharey=True,
                               squeeze=False)
   return figure, list(axes[0])
@@ -56,17 +61,17 @@ def _temperatures(summaries: Summaries) -> list[float]:
   return sorted({summary.temperature for summary in summaries})
 
 
-def _title(temperature: float) -> str:
+def title(temperature: float) -> str:
   return 'greedy (temperature 0)' if temperature == 0 else f'temperature {temperature:g}'
 
 
-def _save(figure, handles: Mapping[str, Any], path: pathlib.Path) -> None:
+def save(figure, handles: Mapping[str, Any], path: pathlib.Path, columns: int = 5) -> None:
   """One legend under all panels, then the file."""
   figure.tight_layout()
   last = [name for name in ('target alone', 'predicted') if name in handles]
   names = [name for name in handles if name not in last] + last
   figure.legend([handles[name] for name in names], names, loc='upper center',
-                bbox_to_anchor=(0.5, 0.02), ncols=min(len(names), 5), columnspacing=1.4,
+                bbox_to_anchor=(0.5, 0.02), ncols=min(len(names), columns), columnspacing=1.4,
                 handletextpad=0.5)
   figure.savefig(path)
   plt.close(figure)
@@ -76,16 +81,16 @@ def _by_temperature(summaries: Summaries, path: pathlib.Path, ylabel: str, xlabe
                     draw: Callable[[Any, Summaries, dict[str, tuple[str, str]], dict[str, Any]],
                                    None]) -> None:
   """A panel for each temperature; `draw(axis, summaries, looks, handles)` fills it."""
-  with plt.rc_context(_STYLE):
+  with plt.rc_context(STYLE):
     temperatures = _temperatures(summaries)
-    figure, axes = _panels(len(temperatures))
-    looks, handles = method_looks(summary.method for summary in summaries), {}
+    figure, axes = panels(len(temperatures))
+    looks, handles = looks_of(summary.method for summary in summaries), {}
     for axis, temperature in zip(axes, temperatures):
       draw(axis, [s for s in summaries if s.temperature == temperature], looks, handles)
-      axis.set_title(_title(temperature))
+      axis.set_title(title(temperature))
       axis.set_xlabel(xlabel)
     axes[0].set_ylabel(ylabel)
-    _save(figure, handles, path)
+    save(figure, handles, path)
 
 
 def _line(axis, xs, ys, errors, name, looks, handles) -> None:
@@ -103,7 +108,7 @@ def block_efficiency(summaries: Summaries, path: pathlib.Path) -> None:
       mine = [s for s in chosen if s.method == name]
       shift = 0.06 * (index - (len(looks) - 1) / 2)  # so that error bars don't hide each other
       _line(axis, [s.gamma + shift for s in mine], [s.block_efficiency for s in mine],
-            [_error(s.block_efficiency, s.block_efficiency_interval) for s in mine],
+            [error(s.block_efficiency, s.block_efficiency_interval) for s in mine],
             name, looks, handles)
     axis.set_xticks(gammas)
   _by_temperature(summaries, path, 'block efficiency\n(tokens per target call)',
@@ -121,7 +126,7 @@ def acceptance_by_position(summaries: Summaries, path: pathlib.Path) -> None:
     for s in chosen:
       if s.gamma == longest:
         ys = [np.nan if y is None else y for y in s.acceptance_by_position]
-        errors = [_error(y, intervals.wilson(y, reached)) for y, reached in zip(
+        errors = [error(y, intervals.wilson(y, reached)) for y, reached in zip(
             ys, s.reached_by_position)]
         shift = 0.08 * (list(looks).index(s.method) - (len(looks) - 1) / 2)
         _line(axis, np.arange(1, longest + 1) + shift, ys, errors, s.method, looks, handles)
@@ -143,7 +148,7 @@ def speedups(summaries: Summaries, path: pathlib.Path) -> None:
       handles[name] = axis.bar(xs, [s.speedup_measured for s in mine], 0.9 * width,
                                color=looks[name][0], zorder=2)
       axis.errorbar(xs, [s.speedup_measured for s in mine], linestyle='none', color='#333333',
-                    yerr=np.transpose([_error(s.speedup_measured, s.speedup_measured_interval)
+                    yerr=np.transpose([error(s.speedup_measured, s.speedup_measured_interval)
                                        for s in mine]), capsize=3, elinewidth=1.1, zorder=3)
       handles['predicted'] = axis.scatter(
           xs, [s.speedup_predicted for s in mine], marker='D', s=26, facecolor='white',
@@ -155,7 +160,7 @@ def speedups(summaries: Summaries, path: pathlib.Path) -> None:
   _by_temperature(summaries, path, 'speed-up over the target alone', 'draft length γ', draw)
 
 
-_RULES = dict(exact='o', block='s', linear='^', square='v', exponential='D', typical='P',
+RULES = dict(exact='o', block='s', linear='^', square='v', exponential='D', typical='P',
               top_k='X', greedy_lenience='<')
 
 
@@ -165,13 +170,13 @@ def _points(axis, chosen: Summaries, looks, handles) -> None:
     color, _ = looks[s.method]
     at = 1e3 / s.tokens_per_second, s.quality
     hollow = s.draft_sampling == 'greedy'
-    axis.scatter(*at, marker=_RULES[s.rule], s=46, linewidth=1.2, edgecolor=color, zorder=3,
+    axis.scatter(*at, marker=RULES[s.rule], s=46, linewidth=1.2, edgecolor=color, zorder=3,
                  facecolor='white' if hollow else color)
     if label := ' '.join([f'{s.epsilon:.2g}'] * (not s.lossless) + ['tree'] * s.is_tree):
       axis.annotate(label, at, xytext=(5, 3), textcoords='offset points',
                     fontsize=7, color='#555555')
     handles.setdefault(s.method, plt.Line2D([], [], color=color, linewidth=4))
-    handles.setdefault(s.rule, plt.Line2D([], [], color='#333333', marker=_RULES[s.rule],
+    handles.setdefault(s.rule, plt.Line2D([], [], color='#333333', marker=RULES[s.rule],
                                           linestyle='none'))
 
 
@@ -206,9 +211,9 @@ def training_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
   Args:
     curves: by method, a list of (step, alpha) for each seed.
   """
-  with plt.rc_context(_STYLE):
-    figure, (axis,) = _panels(1, width=5.2)
-    looks, handles = method_looks(curves), {}
+  with plt.rc_context(STYLE):
+    figure, (axis,) = panels(1, width=5.2)
+    looks, handles = looks_of(curves), {}
     for name, seeds in curves.items():
       color, _ = looks[name]
       for points in seeds if len(seeds) > 1 else ():
@@ -218,4 +223,4 @@ def training_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
       _line(axis, steps, mean, None, name, looks, handles)
     axis.set_xlabel('step of distillation')
     axis.set_ylabel('α on held-out prompts\n(temperature 1)')
-    _save(figure, handles, path)
+    save(figure, handles, path)

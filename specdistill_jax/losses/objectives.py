@@ -20,7 +20,7 @@ from specdistill_jax.losses import blocks
 from specdistill_jax.losses import divergences
 from specdistill_jax.losses import specs
 
-CROSS_ENTROPY = 'cross_entropy'
+CROSS_ENTROPY = specs.CROSS_ENTROPY
 FEATURE = specs.FEATURE  # of feature-level drafts, see `features.feature_loss`
 NORMALISATIONS = ('sequence', 'token')
 

@@ -8,13 +8,15 @@ a config is checked without it.
 
 from typing import Any
 
+CROSS_ENTROPY = 'cross_entropy'  # on the target's own text: SeqKD; on the fixed data: a control
 NAMES = ('forward_kl', 'reverse_kl', 'jsd', 'tvd', 'acceptance_nll', 'lk_hybrid',
-         'end_to_end_tvd', 'dspark')  # of objectives.DIVERGENCES
+         'end_to_end_tvd', 'dspark', CROSS_ENTROPY)  # the others: of objectives.DIVERGENCES
 FEATURE = 'feature'
 # Field -> how it is read; what they mean says `objectives.Objective`.
 FIELDS = dict(eta=float, kl_weight=float, alpha_over=str, position_weights=str, decay=float,
               floor=float, block=int, keep=float)
 # Fields that mean something for one objective only.
+_PLAIN = (FEATURE, CROSS_ENTROPY)  # these have none
 _OWNERS = dict(eta='lk_hybrid', kl_weight='lk_hybrid', alpha_over='lk_hybrid')
 _LEGAL = dict(
     eta=(lambda x: x >= 0, 'at least 0'),
@@ -41,8 +43,8 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
   found: dict[str, Any] = {}
   for setting in settings:
     field, equals, value = setting.partition('=')
-    if field not in FIELDS or not equals or field in found or name == FEATURE:
-      legal = 'none' if name == FEATURE else ', '.join(FIELDS)
+    if field not in FIELDS or not equals or field in found or name in _PLAIN:
+      legal = 'none' if name in _PLAIN else ', '.join(FIELDS)
       raise ValueError(f'objective is {spec!r}, in which {setting!r} is no field; {name} has '
                        f'{legal}, each once, as in lk_hybrid,eta=10')
     if _OWNERS.get(field, name) != name:

@@ -30,7 +30,7 @@ LAYOUT = dict(
 
 def colors(methods: Iterable[str]) -> dict[str, str]:
   """A colour for each method, in the order of first appearance."""
-  return {name: color for name, (color, _) in tradeoff.method_looks(methods).items()}
+  return {name: color for name, (color, _) in tradeoff.looks_of(methods).items()}
 
 
 def _ranged(value: float, interval: tuple[float, float] | None, unit: str = '') -> str:

@@ -48,6 +48,12 @@ def check(config: Any, is_feature_draft: bool) -> None:
   if specs.FEATURE in every and not is_feature_draft:
     raise ValueError("config.distill.objective is 'feature', which holds a draft to the target's "
                      'features; config.draft.model must be a configs.common.feature_draft()')
+  if specs.CROSS_ENTROPY in every and (is_feature_draft or distill.data_source != 'target'):
+    raise ValueError(
+        "config.distill.objective is 'cross_entropy', which a standalone draft learns from the "
+        f"target's own text (SeqKD), but distill.data_source is {distill.data_source!r}"
+        f'{", and the draft reads features" * is_feature_draft}; give \'target\', or leave it to '
+        'distill.control')
   if not any(specs.parse(spec)[0] == 'jsd' for spec in every) and distill.beta != DEFAULT_BETA:
     raise ValueError(
         f"config.distill.beta is {distill.beta}, but only the objective 'jsd' has a beta and "

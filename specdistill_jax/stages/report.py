@@ -11,6 +11,7 @@ from rich import table as rich_table
 
 from specdistill_jax import storage
 from specdistill_jax.evaluation import answers
+from specdistill_jax.evaluation import formats
 from specdistill_jax.evaluation import rows as rows_lib
 from specdistill_jax.evaluation import summary as summary_lib
 from specdistill_jax.stages import sample_texts
@@ -32,12 +33,6 @@ def load_rows(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[
   return found
 
 
-def brackets(value: float, interval: tuple[float, float] | None, unit: str = '') -> str:
-  if interval is None:
-    return f'{value:.2f}{unit}'
-  return f'{value:.2f}{unit} [{interval[0]:.2f}, {interval[1]:.2f}]'
-
-
 def _plus_minus(value: float, interval: tuple[float, float] | None, unit: str = '') -> str:
   """Half the interval's width: narrower, for the terminal."""
   if interval is None:
@@ -52,7 +47,8 @@ def _quality_columns(summaries: Sequence[summary_lib.Summary]) -> tuple[str, ...
 
 
 def table(summaries: Sequence[summary_lib.Summary],
-          with_interval: Callable[..., str] = brackets) -> tuple[tuple[str, ...], list[tuple]]:
+          with_interval: Callable[..., str] = formats.brackets) -> tuple[tuple[str, ...],
+                                                                         list[tuple]]:
   """Header and lines: at each temperature the target alone, then every method and length."""
   quality_columns = _quality_columns(summaries)
   with_quality, with_ways = bool(quality_columns), len({s.way for s in summaries}) > 1
@@ -104,15 +100,10 @@ def _category_section(rows: Sequence[dict[str, Any]]) -> list[str]:
   if not summaries:
     return []
   return ['## By category',
-          markdown_table(*category_table(summaries)),
+          formats.markdown(*category_table(summaries)),
           'Block efficiency and measured speed-up on the prompts of each category, the number of '
           'which stands in brackets. Prompts without a category count in the table above only. '
           'Intervals are in `results.jsonl`.']
-
-
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-  row = lambda cells: '| ' + ' | '.join(cells) + ' |'
-  return '\n'.join([row(header), row(['---'] * len(header)), *map(row, lines)])
 
 
 def curves(path: pathlib.Path, figure: str = 'validation_alpha', *,
@@ -231,7 +222,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       '## What came out',
       *answered,
       '## Results',
-      markdown_table(header, lines),
+      formats.markdown(header, lines),
       notes,
       *_category_section(rows),
       '## Plots',

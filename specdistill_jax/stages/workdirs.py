@@ -36,11 +36,27 @@ def done_path(workdir: pathlib.Path, stage: str) -> pathlib.Path:
   return workdir / 'done' / f'{stage}.json'
 
 
-def _differences(old: Any, new: Any, path: str = '') -> list[str]:
+def failed_path(workdir: pathlib.Path) -> pathlib.Path:
+  """The file that says which stage failed last, and of what; gone once a stage has finished."""
+  return workdir / 'failed.json'
+
+
+def record_failure(workdir: pathlib.Path, stage: str, error: BaseException) -> None:
+  """Leaves the trace of a failure; says nothing of its own where that can't be written."""
+  with contextlib.suppress(OSError):
+    write_atomically(failed_path(workdir), dict(
+        stage=stage, error=type(error).__name__, message=' '.join(str(error).split())))
+
+
+def forget_failure(workdir: pathlib.Path) -> None:
+  failed_path(workdir).unlink(missing_ok=True)
+
+
+def differences(old: Any, new: Any, path: str = '') -> list[str]:
   """Leaves that differ, as 'a.b is 1 there and 2 here'."""
   if isinstance(old, dict) and isinstance(new, dict):
     names = list(old) + [name for name in new if name not in old]
-    return [line for name in names for line in _differences(
+    return [line for name in names for line in differences(
         old.get(name, 'absent'), new.get(name, 'absent'), f'{path}.{name}' if path else name)]
   return [] if old == new else [f'{path} is {old!r} there and {new!r} here']
 
@@ -62,12 +78,12 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     stored = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:
     raise ValueError(f'{path} is not JSON ({error}); use another workdir') from error
-  differences = _differences(stored, to_json(config))
-  if differences:
-    unseen = len(differences) - SHOWN_DIFFERENCES
+  found = differences(stored, to_json(config))
+  if found:
+    unseen = len(found) - SHOWN_DIFFERENCES
     more = f', and {unseen} more' if unseen > 0 else ''
     raise ValueError(f'{workdir} holds a study of another config: '
-                     f'{"; ".join(differences[:SHOWN_DIFFERENCES])}{more}; use another workdir')
+                     f'{"; ".join(found[:SHOWN_DIFFERENCES])}{more}; use another workdir')
 
 
 def check_writable(workdir: pathlib.Path) -> None:

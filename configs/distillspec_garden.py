@@ -1,0 +1,126 @@
+"""DistillSpec, Fig. 6: a garden of models; distil the target first, then its draft.
+
+Zhou et al. 2023 (arXiv 2310.08461): fine-tune the largest T5 v1.1 (11B), distil it into smaller
+ones, take the smallest that is good enough as target, and DistillSpec the smallest of all for it.
+Against plain decoding of undistilled models: latency 6 to 10 times lower at about equal quality.
+
+Cells, for each size: `distil_<size>` distils the largest into it on its own samples; `raw_<size>`
+decodes what it was before, alone and with the undistilled smallest draft; `served_<size>` makes the
+distilled one the target, and DistillSpecs the smallest draft for it. The largest model alone is a
+line of the first cell, which all are compared with.
+
+  launch/tpu_sweep.sh --slices=1 --cells=0 configs/distillspec_garden.py        (full scale: XSum;
+  launch/tpu_sweep.sh --slices=3 --cells=1-3 configs/distillspec_garden.py       v4:2x2x4)
+  launch/tpu_sweep.sh --slices=6 --cells=4-9 --delete configs/distillspec_garden.py   (v5e:4x4)
+  python -m specdistill_jax.main --config=configs/distillspec_garden.py:small \
+    --workdir=runs/garden --sweep=all                                     (twin: word problems)
+  python -m specdistill_jax.tables --config=configs/distillspec_garden.py:small \
+    --workdir=runs/garden --figure=speed --plots=runs/garden
+
+Five sizes at full scale (77M, 250M, 800M, 3B, 11B), three in the twin (0.2M, 1.1M, 5.1M).
+Quality: ROUGE-2; the twin's is that against worked solutions.
+
+Cost: full scale not run; of its programs docs/tpu_slices.md has those of raw_xl and served_xl.
+Twin: some 18 minutes, estimated, not measured.
+
+Published: below, first plain decoding at the raw family's best point, then the distilled target
+with its DistillSpec draft. The unit of "relative latency" is not defined; which point of the plot
+has which size is not known.
+
+Ours: not run yet.
+"""
+
+import ml_collections
+
+from configs import common
+
+SIZES = {'': ('base', 'large', 'xl'), 'small': ('medium',)}
+CELLS = {scale: ('distil_small' if not scale else 'distil_medium',
+                 *(f'distil_{size}' for size in sizes if not scale),
+                 *(f'raw_{size}' for size in sizes), *(f'served_{size}' for size in sizes))
+         for scale, sizes in SIZES.items()}
+PLOTS = ('pareto',)
+_FIGURE = 'DistillSpec, Fig. 6'
+PUBLISHED = common.published(
+    'relative latency, raw plain then distilled with DistillSpec', _FIGURE, 'secondary', ({},),
+    ((dict(cell='XSum'), ('17.3 -> 2.7',)), (dict(cell='GSM8K'), ('15.0 -> 1.4',)))
+) + common.published(
+    'ratio of the two latencies', _FIGURE, 'derived', ({},),
+    ((dict(cell='XSum'), ('6.4x',)), (dict(cell='GSM8K'), ('10.7x',)))
+) + common.published(
+    'quality, likewise', _FIGURE, 'secondary', ({},),
+    ((dict(cell='XSum'), ('ROUGE-2 23.1 -> 23.0',)),
+     (dict(cell='GSM8K'), ('accuracy 33.1 -> 34.8 %',)))
+) + common.published(
+    'ratio of latencies, both tasks', 'DistillSpec, abstract', 'paper', ({},),
+    tuple((dict(cell=cell, objective='forward_kl'), ('6-10x',))
+          for cell in ('served_medium', 'served_base', 'served_large', 'served_xl')))
+
+
+def baseline(cell: str) -> dict:
+  """The largest model alone."""
+  return dict(cell='distil_medium' if 'medium' in cell else 'distil_small', objective='target')
+
+
+# Of the twin, decoders.
+_TWINS = {'small': dict(num_layers=1, width=96, num_heads=2, num_kv_heads=2, head_dim=48,
+                        mlp_width=256),
+          'medium': dict(num_layers=2, width=192, num_heads=3, num_kv_heads=3, head_dim=64,
+                         mlp_width=528),
+          'largest': dict(num_layers=6, width=256, num_heads=4, num_kv_heads=4, head_dim=64,
+                          mlp_width=704)}
+
+
+def _full(name: str, target: str, draft: str) -> ml_collections.ConfigDict:
+  config = common.distillspec_t5(name, 'xsum', target, draft)
+  if draft in ('large', 'xl'):  # its state beside an 11B teacher: over all chips
+    config.mesh.update(data=1, fsdp=-1)
+    config.target.layout = config.draft.layout = 'sharded'
+  return config
+
+
+def _small(name: str, target: str, draft: str) -> ml_collections.ConfigDict:
+  config = common.distillspec_twin(name, 'gsm8k')
+  config.target.model.update(_TWINS[target])
+  config.draft.model.update(_TWINS[draft])
+  if draft == 'medium':
+    config.draft.train.learning_rate = 2e-3
+  return config
+
+
+def _study(scale: str, cell: str) -> ml_collections.ConfigDict:
+  name = '_'.join(filter(None, ('distillspec_garden', scale, cell)))
+  step, _, size = cell.partition('_')
+  largest = 'largest' if scale == 'small' else 'xxl'
+  target, draft = (largest, size) if step == 'distil' else (size, 'small')
+  config = (_small if scale == 'small' else _full)(name, target, draft)
+  if step == 'raw':
+    config.distill = None
+  elif step == 'distil':
+    config.distill.update(seeds=(0,), control=False)
+    if cell != CELLS[scale][0]:  # the largest model alone need be decoded once
+      config.evaluate = None
+  if config.evaluate is not None:
+    config.evaluate.gammas = (5,)
+  return config
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  return _study(*common.cell_of(arg, CELLS))
+
+
+def get_sweep(arg: str = '') -> list:
+  """The smallest draft is trained once, by the first cell at full scale, by `raw_` in the twin."""
+  scale = common.scale_of(arg, CELLS)
+  cells, taken = CELLS[scale], {}
+  for cell in cells[1:]:
+    step, _, size = cell.partition('_')
+    draft = ('distil_small', 'draft') if not scale else ('raw_medium', 'draft')
+    if step == 'distil':
+      taken[cell] = dict(target=(cells[0], 'target'))
+    else:
+      folder = 'draft' if step == 'raw' else 'distill/forward_kl-draft-seed0'
+      taken[cell] = dict(target=(f'distil_{size}', folder), draft=draft)
+    if scale and step == 'raw':
+      del taken[cell]['draft']
+  return common.sweep({cell: _study(scale, cell) for cell in cells}, taken)

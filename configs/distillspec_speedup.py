@@ -1,0 +1,69 @@
+"""DistillSpec, Fig. 1: standard speculative decoding against DistillSpec, task by task.
+
+Zhou et al. 2023 (arXiv 2310.08461) draw the speed-up of T5 v1.1 XL with a small draft on XSum,
+CNN/DM, WMT14 En-De and GSM8K, greedy and at temperature 1, and of a decoder pair on LM1B; draft
+lengths 3, 5 and 7. Each cell has standard SD (the draft trained on the task), the control (as many
+further cross-entropy steps) and DistillSpec (forward KL, the draft's own samples).
+
+Full scale, a task a slice (v5e:4x4 to train, one chip to decode):
+
+  launch/tpu_sweep.sh --slices=5 --delete configs/distillspec_speedup.py
+  python -m specdistill_jax.tables --config=configs/distillspec_speedup.py --workdir=gs://...
+
+The twin, on two CPU cores. XSum, GSM8K and LM1B have embedded stand-ins (functions to summaries
+with a T5 pair, word problems, running text); translation and long articles have none, so that WMT
+and CNN/DM are not in it:
+
+  python -m specdistill_jax.main --config=configs/distillspec_speedup.py:small \
+    --workdir=runs/speedup --sweep=all
+  python -m specdistill_jax.tables --config=configs/distillspec_speedup.py:small \
+    --workdir=runs/speedup
+
+Cost: full scale not run; rooflines of a step are in docs/tpu_slices.md for pod_t5_xl and pod_lm1b,
+whose programs the cells xsum and lm1b are. Twin: some 25 minutes, estimated, not measured.
+
+Published: gains of 10 to 46 % in speed; single bars could not be recovered and stay blank below.
+The gain on WMT is small (reviews). Whether speeds were measured or computed is not known.
+
+Ours: not run yet.
+"""
+
+import ml_collections
+
+from configs import common
+
+CELLS = {'': ('xsum', 'cnn_dailymail', 'wmt14_en_de', 'gsm8k', 'lm1b'),
+         'small': ('xsum', 'gsm8k', 'lm1b')}
+PLOTS = ('bars',)
+PUBLISHED = common.published(
+    'gain in speed over standard SD', 'DistillSpec, Fig. 1', 'secondary; single bars not known',
+    columns=(dict(temperature=0.0), dict(temperature=1.0)),
+    lines=tuple((dict(cell=cell, objective='forward_kl'), (None, None)) for cell in CELLS[''])
+) + common.published(
+    'gain in speed over standard SD, all tasks', 'DistillSpec, abstract', 'paper',
+    columns=({},), lines=((dict(objective='forward_kl'), ('10-45 %',)),))
+
+
+def baseline(cell: str) -> dict:
+  del cell
+  return dict(objective='none')
+
+
+def _study(scale: str, cell: str) -> ml_collections.ConfigDict:
+  name = '_'.join(filter(None, ('distillspec_speedup', scale, cell)))
+  if scale == 'small':
+    config = common.distillspec_twin(name, cell)
+    config.evaluate.gammas = (3, 5, 7)
+    return config
+  if cell == 'lm1b':
+    return common.distillspec_lm1b(name)
+  return common.distillspec_t5(name, cell)
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  return _study(*common.cell_of(arg, CELLS))
+
+
+def get_sweep(arg: str = '') -> list:
+  scale = common.scale_of(arg, CELLS)
+  return common.sweep({cell: _study(scale, cell) for cell in CELLS[scale]})

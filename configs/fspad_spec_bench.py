@@ -1,0 +1,130 @@
+"""FSPAD's main tables: EAGLE-1, EAGLE-2 and FSPAD on Spec-Bench, four targets, T = 0 and 1.
+
+Gui et al. 2024 (arXiv 2408.15562), settled from their released code (Luc4Gui/FSPAD). Targets:
+Vicuna 7B and 33B, Llama 3 Instruct 8B and 70B. EAGLE-1 is the row with the tree `eagle1`; EAGLE-2
+is the same draft with the dynamic tree, which FSPAD takes too. A target has four cells: two that train
+(`<target>_eagle`, `<target>_fspad`) and two that decode the 480 questions of Spec-Bench
+(`…_spec_bench`), with a line for each category.
+
+  launch/tpu_sweep.sh --slices=2 --cells=0,1 configs/fspad_spec_bench.py \
+    --config.target.init_from=gs://...
+  launch/tpu_sweep.sh --slices=2 --cells=2,3 --delete configs/fspad_spec_bench.py
+  python -m specdistill_jax.main --config=configs/fspad_spec_bench.py:small \
+    --workdir=runs/spec_bench --sweep=all                                    (twin: running text)
+  python -m specdistill_jax.tables --config=configs/fspad_spec_bench.py:small \
+    --workdir=runs/spec_bench
+
+The first two commands are those of Vicuna 7B; the other targets are cells 4-7, 8-11 and 12-15, each
+with its own --config.target.init_from for the cells that train. Spec-Bench's file is
+`task.prompt_files`. The twin has one target of 3.8M, three seeds, and no categories.
+
+Cost: full scale not run; slices as configs/pod_feature_vicuna.py and configs/pod_feature_llama3.py.
+Twin: some 20 minutes, estimated, not measured.
+
+Published: FSPAD's own tables are not known to us, only that it generates 0.28 to 0.48 more tokens a
+cycle than EAGLE-2 (secondary); its cells stay blank. Beside them stand EAGLE-1 and EAGLE-2 from
+their papers, repository and Spec-Bench's leaderboard, each with its own set-up: Spec-Bench times
+prefill and drafts for Vicuna 1.3, FSPAD leaves prefill out and drafts for Vicuna 7B 1.5.
+
+Ours: not run yet.
+"""
+
+import ml_collections
+
+from configs import common
+
+_TARGETS = tuple(common.FEATURE_TARGETS)
+CELLS = {
+    '': tuple(f'{target}_{draft}{end}' for target in _TARGETS
+              for end in ('', '_spec_bench') for draft in ('eagle', 'fspad')),
+    'small': ('eagle', 'fspad'),
+}
+PLOTS = ('bars',)
+_GREEDY, _WARM = dict(temperature=0.0), dict(temperature=1.0)
+_CATEGORIES = tuple(_GREEDY | dict(category=name) for name in (
+    'MT-bench', 'translation', 'summarization', 'qa', 'math_reasoning', 'rag', None))
+_1, _2 = dict(tree='eagle1'), dict(tree='dynamic')
+
+
+def _cell(target, draft='eagle'):
+  return dict(cell=f'{target}_{draft}_spec_bench')
+
+
+_7B, _33B = _cell('vicuna_7b'), _cell('vicuna_33b')
+_LEADERBOARD = 'Spec-Bench leaderboard, A100, fp16, Vicuna 1.3'
+_MT = (_GREEDY | dict(category='MT-bench'), _WARM | dict(category='MT-bench'))
+PUBLISHED = (
+    *common.published(
+        'speed-up', _LEADERBOARD, 'third-party', _CATEGORIES,
+        ((_7B | _2, ('2.84x', '1.88x', '2.34x', '2.15x', '2.79x', '2.13x', '2.36x')),
+         (_7B | _1, ('2.45x', '1.77x', '2.08x', '1.93x', '2.44x', '1.87x', '2.10x')),
+         (_33B | _2, ('3.01x', '2.10x', '2.51x', '2.27x', '3.30x', '2.29x', '2.59x')),
+         (_33B | _1, ('2.75x', '2.04x', '2.42x', '2.16x', '2.97x', '2.20x', '2.43x')))),
+    *common.published(
+        'block efficiency', _LEADERBOARD, 'third-party', (_GREEDY,),
+        ((_7B | _2, (4.34,)), (_7B | _1, (3.58,)), (_33B | _2, (4.05,)), (_33B | _1, (3.39,)))),
+    *common.published(
+        'block efficiency', 'EAGLE-1, Tables 1 and 5', 'paper', _MT,
+        ((_7B | _1, (3.94, 3.17)), (_33B | _1, (3.68, 3.22)))),
+    *common.published(
+        'speed-up', 'EAGLE-1, Tables 1 and 5, and EAGLE-2', 'paper', _MT,
+        ((_7B | _1, ('2.90x', '2.13x')), (_33B | _1, ('2.95x', None)))),
+    *common.published(
+        'block efficiency', 'EAGLE-2, Table 1', 'paper', _MT, ((_7B | _2, (4.98, 4.28)),)),
+    *common.published(
+        'speed-up', 'EAGLE-2, Table 1', 'paper', _MT, ((_7B | _2, ('3.62x', '3.05x')),)),
+    *common.published(
+        'speed-up', 'EAGLE-2, figure of its repository', "authors' repository", _MT,
+        ((_cell('llama3_8b') | _2, ('3.46x', None)), (_cell('llama3_8b') | _1, ('2.72x', None)),
+         (_cell('llama3_70b') | _2, ('3.29x', None)), (_cell('llama3_70b') | _1, ('2.83x', None)))),
+    *common.published(
+        'gain over EAGLE-2, tokens a cycle', 'FSPAD, digest', 'secondary; of all tables together',
+        ({},), tuple((dict(cell=cell) | _2, ('+0.28 to +0.48',)) for cell in (
+            'fspad', *(_cell(target, 'fspad')['cell'] for target in _TARGETS)))),
+    *common.published(
+        'block efficiency', 'FSPAD', 'not known', (_GREEDY, _WARM),
+        tuple((_cell(target, 'fspad') | _2, (None, None)) for target in _TARGETS)))
+
+
+def baseline(cell: str) -> dict:
+  """EAGLE-2: the same target's draft by EAGLE's loss, with the dynamic tree."""
+  return dict(cell=cell.replace('fspad', 'eagle'), tree='dynamic')
+
+
+def _study(scale: str, cell: str) -> ml_collections.ConfigDict:
+  name = '_'.join(filter(None, ('fspad_spec_bench', scale, cell)))
+  if scale == 'small':
+    config = common.feature_twin(name, cell)
+  else:
+    target, draft = next((target, draft) for target in _TARGETS for draft in ('eagle', 'fspad')
+                         if cell.startswith(f'{target}_{draft}'))
+    config = common.feature_pod(name, target, draft)
+  is_eagle = '_eagle' in name
+  if not is_eagle:
+    config.evaluate.trees = config.evaluate.trees[-1:]
+  elif scale == 'small':
+    config.evaluate.trees = ('eagle1', *config.evaluate.trees)
+  if cell.endswith('_spec_bench'):
+    config.distill = None
+    config.task.update(name='prompts', train_files=(),
+                       prompt_files=('gs://your-bucket/spec_bench/question.jsonl',))
+  elif scale == '':
+    config.evaluate = None
+  return config
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  return _study(*common.cell_of(arg, CELLS))
+
+
+def get_sweep(arg: str = '') -> list:
+  scale = common.scale_of(arg, CELLS)
+  cells, taken = CELLS[scale], {}
+  for cell in cells:
+    trained = cell.removesuffix('_spec_bench')
+    if cell != trained:
+      taken[cell] = dict(target=(trained, 'target'),
+                         draft=(trained, 'distill/feature-fixed-seed0'))
+    elif scale == 'small' and cell != cells[0]:
+      taken[cell] = dict(target=(cells[0], 'target'))
+  return common.sweep({cell: _study(scale, cell) for cell in cells}, taken)
