@@ -158,8 +158,8 @@ display(HTML('<br>'.join(
 # ## Chains
 #
 # The draft proposes `GAMMA` tokens in a row. At temperature 0 both models take their best token,
-# and a drafted one is kept where it is the target's best. Hold the pointer over a token: a word
-# shown is in the text only if it isn't struck through.
+# and a drafted one is kept where it is the target's best. Hold the pointer over a token to see
+# what chance the draft gave it.
 
 # %%
 def watch(**how):
@@ -237,7 +237,8 @@ text = sd.generate(target, [PROMPT], max_new_tokens=NEW_TOKENS, temperature=TEMP
 ids = text.tokens[0, :text.lengths[0]].tolist()
 alphas = {name: sd.overlap(target, model, PROMPT, ids, temperature=TEMPERATURE)
           for name, model in drafts.items()}
-words = [piece(token, before) for before, token in zip(ids[:1] + ids, ids)]
+root = traces['chain, sampled'][0].root
+words = [piece(token, before) for before, token in zip([root, *ids], ids)]
 
 COLUMNS = 12
 lines = -(-len(ids) // COLUMNS)

@@ -124,15 +124,12 @@ draw_toy(FITS)
 # mixes: order 1/2 is symmetric.
 
 # %%
-ORDER = 0.5
-
-
-def renyi(student_logits, teacher_logits):
-  """log(sum teacher^ORDER student^(1 - ORDER)) / (ORDER - 1), in nats."""
+def renyi(student_logits, teacher_logits, order=0.5):
+  """log(sum teacher^order student^(1 - order)) / (order - 1), in nats."""
   student = jax.nn.log_softmax(student_logits.astype(jnp.float32))
   teacher = jax.nn.log_softmax(teacher_logits.astype(jnp.float32))
-  mixed = ORDER * teacher + (1 - ORDER) * student
-  return jax.nn.logsumexp(mixed, axis=-1) / (ORDER - 1)
+  mixed = order * teacher + (1 - order) * student
+  return jax.nn.logsumexp(mixed, axis=-1) / (order - 1)
 
 
 # %% [markdown]
@@ -181,7 +178,7 @@ for name in ('training_alpha', 'block_efficiency'):
 #
 # ## What to try next
 #
-# * `ORDER = 0.9` is nearly the forward KL, `0.1` nearly the reverse one (over its order). Which is
+# * `order=0.9` is nearly the forward KL, `0.1` nearly the reverse one (over its order). Which is
 #   best at temperature 0, which at 1?
 # * `return 1 - jnp.sum(jnp.minimum(...))` is the total variation. From a draft that knows nothing
 #   it hardly learns: set `draft.train.steps` to 1 in `CHANGES` (and `START` to nothing), and see.

@@ -107,7 +107,7 @@ print(f'{len(summaries)} settings of {rows[0]["task"]} on {rows[0]["device"]}, q
 # told.
 
 # %%
-COLORS = dict(zip(methods, ('#7a7a7a', '#0072B2', '#CC79A7', '#E69F00')))
+COLORS = dict(zip(methods, ('#7a7a7a', '#0072B2', '#CC79A7', '#E69F00', '#009E73') * 3))
 MARKERS = dict(exact='o', block='s', linear='^', square='v', exponential='D', typical='P',
                top_k='X', greedy_lenience='<')
 

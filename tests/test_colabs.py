@@ -24,9 +24,10 @@ SMALL = {
        for name, value in SIZES.items()},
     **{f'{stage}.train.{name}': value for stage in ('target', 'draft', 'distill')
        for name, value in TRAINING.items()},
-    'task.name': 'local_files', 'task.inputs_field': '', 'task.vocab_size': 60,
-    'task.max_length': 24, 'task.prompt_length': 4, 'distill.rollout.max_new_tokens': 8,
-    'evaluate.max_new_tokens': 8, 'evaluate.bootstrap_samples': 50,
+    'task.name': 'local_files', 'task.inputs_field': '', 'task.validation_fraction': 0.2,
+    'task.vocab_size': 320, 'task.max_length': 24, 'task.prompt_length': 4,
+    'distill.rollout.max_new_tokens': 8, 'evaluate.max_new_tokens': 8,
+    'evaluate.bootstrap_samples': 50, 'evaluate.temperatures': (1.0,), 'distill.control': False,
 }
 STEPS = dict(TARGET_STEPS=4, DRAFT_STEPS=4, DISTILL_STEPS=4, GAMMAS=(2,), NUM_PROMPTS=2)
 
@@ -35,15 +36,18 @@ def source(name: str) -> nbformat.NotebookNode:
   return jupytext.read(COLABS / f'{name}.py')
 
 
-def execute(name: str, folder: pathlib.Path, **parameters) -> nbformat.NotebookNode:
-  """Runs a notebook in `folder`, these values in place of those in its cell of parameters."""
+def execute(name: str, folder: pathlib.Path, before: str = '', **parameters):
+  """Runs a notebook in `folder`, these values in place of those in its cell of parameters.
+
+  `before`: code that comes first.
+  """
   notebook = nbformat.read(COLABS / f'{name}.ipynb', as_version=4)
   cell, = [cell for cell in notebook.cells if 'parameters' in cell.metadata.get('tags', ())]
   defaults = {target.id for node in ast.walk(ast.parse(cell.source))
               for target in ast.walk(node)
               if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)}
   assert set(parameters) <= defaults, f'{name}.ipynb has no {set(parameters) - defaults}'
-  cell.source += ''.join(f'\n{key} = {value!r}' for key, value in parameters.items())
+  cell.source += ''.join(f'\n{key} = {value!r}' for key, value in parameters.items()) + before
   client = nbclient.NotebookClient(notebook, timeout=600, kernel_name='python3',
                                    resources={'metadata': {'path': str(folder)}})
   client.execute(env={
@@ -124,7 +128,7 @@ def test_elsewhere_the_project_is_fetched_once(tmp_path):
       cwd=tmp_path / 'notebook', env=clean, capture_output=True, text=True, check=True).stdout
   first, again = run(), run()
   checkout = tmp_path / 'notebook' / 'specdistill_checkout'
-  assert f'-c {checkout}/constraints.txt -r {checkout}/requirements.txt' in first
+  assert f'pip install -q -c {checkout}/constraints.txt -r {checkout}/' in first
   assert again == 'True\n'
 
 
@@ -160,14 +164,13 @@ def check_own_divergence(notebook):
   assert len(shown(notebook, 'image/png')) == 4  # the toy twice, and two plots of the study
   printed = '\n'.join(shown(notebook, 'text'))
   assert float(re.search(r'equal laws: (\S+)', printed).group(1)) < 1e-5
-  assert 'target' not in re.findall(r'^\[(\w+)\] .* s$', printed, re.M)[1:] or True
 
 
 def test_from_nothing_to_a_draft_a_look_at_it_and_a_divergence_of_ones_own(tmp_path):
   """Three notebooks in one folder, as a reader goes through them: the later use the first's."""
   text = tmp_path / 'text.txt'
-  text.write_text(''.join(f'{i} the cat sat on mat {i % 7} and the dog ran {i * i % 5}\n'
-                          for i in range(300)))
+  text.write_text('\n\n'.join(f'{i} the cat sat on mat {i % 7} and the dog ran {i * i % 5}'
+                              for i in range(300)))
   changes = {**SMALL, 'task.train_files': (str(text),)}
   check_quickstart(execute('quickstart', tmp_path, SEEDS=(0,), CHANGES=changes, **STEPS))
   check_explore(execute('explore', tmp_path, PROMPT='1 the cat', NEW_TOKENS=12, GAMMA=2,
@@ -184,7 +187,7 @@ def test_the_tradeoff_of_a_finished_study(tmp_path):
   (workdir / 'done' / 'evaluate.json').write_text('{}')
   results.write(workdir, results.lossy_study())
   notebook = execute('tradeoff', tmp_path, WORKDIR=str(workdir), RULE='linear', EPSILON=0.5,
-                     MAX_QUALITY_DROP=0.1)
+                     MAX_QUALITY_DROP=0.1, before='\nsys.modules["ipywidgets"] = None')
   printed = '\n'.join(shown(notebook, 'text'))
   assert 'accuracy 48.0, the target\'s 50.0 (-4%)' in printed  # the chosen setting
   assert printed.count('linear ε=0.5, lossy') == 2             # and the fastest within the budget
@@ -198,6 +201,7 @@ def test_tpus_are_asked_for_without_one(tmp_path):
                      TOPOLOGY='v5e:1x1')
   printed = '\n'.join(shown(notebook, 'text'))
   assert 'Not compiled: libtpu is not installed' in printed or 'on v5e:1x1: fits' in printed
-  assert 'queued-resources create my-slice' in printed and '--accelerator-type' in printed
+  if (ROOT / '.git').exists():  # what is launched is a commit
+    assert 'queued-resources create my-slice --accelerator-type=v5litepod-16' in printed
   assert 'Not run: this machine has no TPU' in printed
   assert any('pod_llama3_70b' in text for text in shown(notebook, 'text/markdown'))

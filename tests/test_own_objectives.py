@@ -9,7 +9,6 @@ import pytest
 
 import my_losses
 import studies
-from specdistill_jax import main
 from specdistill_jax.losses import objectives
 from specdistill_jax.losses import specs
 from specdistill_jax.stages import checks
@@ -60,19 +59,14 @@ def test_another_function_of_the_same_name_is_another_objective(monkeypatch):
   assert objectives.from_spec('my_losses.sharp_kl') != before
 
 
-def test_a_study_keeps_its_functions_and_goes_on_only_with_them(tmp_path, monkeypatch):
-  studies.write_data(tmp_path)
-  (tmp_path / 'done').mkdir()
-  workdirs.write_atomically(workdirs.done_path(tmp_path, 'prepare'), {})
-  config = studies.config(steps=2)
-  config.evaluate, config.distill.control = None, False
-  config.distill.objective, config.distill.also = 'my_losses.sharp_kl', ('forward_kl',)
-  main.run(config, tmp_path)
-  arms = sorted(path.name for path in (tmp_path / 'distill').iterdir())
-  assert arms == ['forward_kl-draft-seed0', 'my_losses.sharp_kl-draft-seed0']
+def test_a_workdir_keeps_its_functions_and_goes_on_only_with_them(tmp_path, monkeypatch):
+  config = studies.config()
+  config.distill.objective, config.distill.also = 'my_losses.sharp_kl,block=2', ('forward_kl',)
+  workdirs.claim(config, tmp_path)
   kept = json.loads((tmp_path / 'config.json').read_text())['distill']['functions']
+  assert list(kept) == ['my_losses.sharp_kl']
   assert '\n'.join(kept['my_losses.sharp_kl'].values()) + '\n' == specs.source('my_losses.sharp_kl')
-  assert not set(main.run(config, tmp_path)) & {'target', 'draft', 'distill'}
+  workdirs.check(config, tmp_path)
   monkeypatch.setattr(my_losses, 'sharp_kl', my_losses.forward_kl)
   with pytest.raises(ValueError, match="'def sharp_kl.* there and 'def forward_kl"):
-    main.run(config, tmp_path)
+    workdirs.check(config, tmp_path)

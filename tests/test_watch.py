@@ -11,15 +11,11 @@ from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.stages import watch
 
 PROMPT, NEW = [3, 5, 7], 20
-TREE = '0 1 00 01 10'
 WAYS = {
     'greedy chain': dict(gamma=3, temperature=0.0),
-    'sampled chain': dict(gamma=3, temperature=0.8),
-    'chain that stops': dict(gamma=4, min_confidence=0.3),
-    'greedy tree': dict(tree=TREE, temperature=0.0),
-    'sampled tree': dict(tree=TREE),
+    'sampled chain that stops': dict(gamma=4, temperature=0.8, min_confidence=0.2),
+    'sampled tree': dict(tree='0 1 00 01 10'),
     'dynamic tree': dict(tree='dynamic k2 d3 n5', temperature=0.0),
-    'lossy': dict(gamma=3, rule='linear', epsilon=0.3),
 }
 
 
@@ -63,7 +59,7 @@ def test_a_bonus_follows_a_whole_draft_and_a_correction_a_refusal(seen, name):
 
 
 def test_overlap_along_a_text_is_what_alpha_is_the_mean_of(pair, seen):
-  _, loop = seen['sampled chain']
+  _, loop = seen['sampled chain that stops']
   tokens = loop.tokens[0, :loop.lengths[0]].tolist()
   found = watch.overlap(*pair, PROMPT, tokens, temperature=0.8, top_k=5)
   assert found.shape == (len(tokens),) and 0.01 < found.min() < found.max() <= 1 + 1e-6
