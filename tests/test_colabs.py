@@ -48,7 +48,7 @@ def execute(name: str, folder: pathlib.Path, before: str = '', **parameters):
               if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)}
   assert set(parameters) <= defaults, f'{name}.ipynb has no {set(parameters) - defaults}'
   cell.source += ''.join(f'\n{key} = {value!r}' for key, value in parameters.items()) + before
-  client = nbclient.NotebookClient(notebook, timeout=600, kernel_name='python3',
+  client = nbclient.NotebookClient(notebook, timeout=3600, kernel_name='python3',
                                    resources={'metadata': {'path': str(folder)}})
   client.execute(env={
       **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'TF_CPP_MIN_LOG_LEVEL': '3',
