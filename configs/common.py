@@ -158,7 +158,9 @@ def distill() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
       # forward_kl | reverse_kl | jsd | tvd | acceptance_nll | lk_hybrid | end_to_end_tvd | dspark;
       # cross_entropy, on data_source 'target': SeqKD;
-      # feature, for drafts of `feature_draft`. Fields behind it, as in 'lk_hybrid,eta=10':
+      # feature, for drafts of `feature_draft`; or a function of yours (student logits, teacher
+      # logits) -> loss of each token, as 'my_losses.sharp_kl'. Fields behind it, as in
+      # 'lk_hybrid,eta=10':
       #   eta=3, kl_weight=None, alpha_over=batch|previous|token    of lk_hybrid
       #   position_weights=decay|uniform|adaptive, decay=0.8, floor=0.5    of draft positions
       #   block=1: tokens that a standalone draft drafts together

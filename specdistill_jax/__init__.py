@@ -13,6 +13,8 @@ _CONTENTS = {
     # Decoding.
     'generate': ('specdistill_jax.api', 'generate'),
     'speculate': ('specdistill_jax.api', 'speculate'),
+    'trace': ('specdistill_jax.stages.watch', 'trace'),
+    'overlap': ('specdistill_jax.stages.watch', 'overlap'),
     'Generation': ('specdistill_jax.structs', 'Generation'),
     # Training objectives.
     'divergences': ('specdistill_jax.losses.divergences', None),

@@ -27,6 +27,19 @@ def overlap(target_log_probs_btv: jax.Array, draft_log_probs_btv: jax.Array) -> 
   return jnp.sum(jnp.exp(smaller.astype(jnp.float32)), axis=-1)
 
 
+def along(target, drafter, batch: structs.Batch, sampling: sampling_lib.Sampling
+          ) -> tuple[jax.Array, jax.Array]:
+  """`overlap` where each supervised token of given texts is predicted, and the mask of these.
+
+  Args and laws as in `alpha_counts`; both results are `[b, t]`.
+  """
+  target_on, drafter_on = target.supervise(batch), drafter.supervise(batch)
+  overlap_bt = overlap(
+      sampling_lib.warp(target.logits(target_on.features_btd), sampling),
+      sampling_lib.warp(drafter.logits(drafter_on.features_btd), sampling))
+  return overlap_bt, target_on.mask_bt
+
+
 @functools.partial(jax.jit, static_argnames=('sampling', 'widths'))
 def alpha_counts(target, drafter, tokens_bt: jax.Array, prompt_lengths_b: jax.Array,
                  lengths_b: jax.Array, *, sampling: sampling_lib.Sampling,
@@ -48,11 +61,7 @@ def alpha_counts(target, drafter, tokens_bt: jax.Array, prompt_lengths_b: jax.Ar
   is_new_bt = (position_t >= prompt_lengths_b[:, None]) & (position_t < lengths_b[:, None])
   batch = structs.Batch(tokens_bt, is_new_bt.astype(jnp.float32), prompt_lengths_b, lengths_b,
                         widths)
-  target_on, drafter_on = target.supervise(batch), drafter.supervise(batch)
-  overlap_bt = overlap(
-      sampling_lib.warp(target.logits(target_on.features_btd), sampling),
-      sampling_lib.warp(drafter.logits(drafter_on.features_btd), sampling))
-  mask_bt = target_on.mask_bt
+  overlap_bt, mask_bt = along(target, drafter, batch, sampling)
   return jnp.stack([jnp.sum(jnp.where(mask_bt > 0, overlap_bt, 0.0), axis=1),
                     jnp.sum(mask_bt, axis=1)], axis=1)
 

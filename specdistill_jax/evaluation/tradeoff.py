@@ -5,11 +5,13 @@ colour-blind readers can tell apart.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
 import pathlib
 from typing import Any
 
 import matplotlib
-matplotlib.use('Agg')
+if 'MPLBACKEND' not in os.environ:  # a notebook has its own, which shows figures
+  matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # pylint: disable=g-import-not-at-top
 from matplotlib import ticker
 import numpy as np

@@ -1,10 +1,12 @@
 """A drafted tree as a picture: levels from left to right, the accepted path marked."""
 
 from collections.abc import Sequence
+import os
 import pathlib
 
 import matplotlib
-matplotlib.use('Agg')
+if 'MPLBACKEND' not in os.environ:  # a notebook has its own, which shows figures
+  matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # pylint: disable=g-import-not-at-top
 import numpy as np
 

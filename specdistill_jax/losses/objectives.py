@@ -51,6 +51,11 @@ def _lk_hybrid(objective, compared):
       teacher_log_norm=compared.log_norm)
 
 
+def _yours(objective, compared):
+  student, teacher = compared.laws
+  return objective.function(student, jax.lax.stop_gradient(teacher)).astype(jnp.float32)
+
+
 # The objectives that compare with a teacher: (objective, compared) -> float32 `[b, t, g]`.
 DIVERGENCES: dict[str, Callable[[Any, Compared], jax.Array]] = {
     'forward_kl': lambda o, c: divergences.forward_kl(*c.laws),
@@ -70,7 +75,8 @@ class Objective:
   """What is minimised: a hashable value. A field that the named objective lacks is ignored.
 
   Attributes:
-    name: `cross_entropy`, one of `DIVERGENCES`, or `feature`, which ignores the rest.
+    name: `cross_entropy`, one of `DIVERGENCES`, or `feature`, which ignores the rest; or that of
+      `function`.
     beta: the teacher's weight in the mixture of `jsd`.
     normalisation: `sequence`, the mean over rows of the row's mean (DistillSpec, Eq. 2), or
       `token`, the mean over all tokens.
@@ -87,6 +93,8 @@ class Objective:
     block: tokens in a row that a standalone draft is taken to draft together; 1: each alone.
     keep: share of each row's tokens that are learnt from, those on which the student is furthest
       behind a reference (AdaSPEC, `selection`); 1: all of them.
+    function: a divergence that the project lacks, (student_logits, teacher_logits) `[..., v]` to
+      a loss `[...]`; None where `name` says all.
 
   Raises:
     ValueError: a value is impossible; the sentence names it and what is legal.
@@ -103,10 +111,14 @@ class Objective:
   floor: float = 0.5
   block: int = 1
   keep: float = 1.0
+  function: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
   def __post_init__(self):
+    if self.function is not None:
+      _check_function(self.name, self.function)
+    names = (CROSS_ENTROPY, *DIVERGENCES, FEATURE)
     for field, value, known in (
-        ('objective', self.name, (CROSS_ENTROPY, *DIVERGENCES, FEATURE)),
+        ('objective', self.name, names if self.function is None else (self.name,)),
         ('normalisation', self.normalisation, NORMALISATIONS)):
       if value not in known:
         raise ValueError(f'{field} is {value!r}, and must be one of {", ".join(known)}')
@@ -142,7 +154,21 @@ class Objective:
 def from_spec(spec: str, **fields: Any) -> Objective:
   """Of a word of a config (`specs`), beside the fields that it does not speak of."""
   name, found = specs.parse(spec)
-  return Objective(name, **fields, **found)
+  function = specs.yours(name) if specs.is_yours(name) else None
+  return Objective(name, function=function, **fields, **found)
+
+
+def _check_function(name, function):
+  """Raises unless it makes losses of logits, one a token."""
+  logits = jax.ShapeDtypeStruct((2, 3, 5), jnp.float32)
+  try:
+    found = jax.eval_shape(function, logits, logits)
+  except Exception as error:  # whatever it raises, it is the objective that is wrong
+    raise ValueError(f'objective {name!r} fails on logits of shape [2, 3, 5]: {error}') from error
+  if getattr(found, 'shape', None) != (2, 3) or not jnp.issubdtype(found.dtype, jnp.floating):
+    raise ValueError(f'objective {name!r} makes {found} of '
+                     'logits of shape [2, 3, 5]; it must be a loss for each token, floats of '
+                     'shape [2, 3], neither masked nor averaged')
 
 
 @struct.dataclass
@@ -241,7 +267,8 @@ def per_token(objective: Objective, student_logits_btgv, reference, mask_btg, al
   if alpha is None and objective.mixes_by_alpha:
     alpha = (position_sums(overlap_btg, mask_btg)
              / jnp.maximum(jnp.sum(mask_btg, axis=(0, 1)), 1))
-  loss_btg = DIVERGENCES[objective.name](
+  divergence = DIVERGENCES[objective.name] if objective.function is None else _yours
+  loss_btg = divergence(
       objective, Compared((student, teacher), log_norm, mask_btg, alpha))
   if objective.name == 'end_to_end_tvd':
     pass

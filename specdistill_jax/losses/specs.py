@@ -2,10 +2,17 @@
 
   forward_kl    lk_hybrid,eta=10    acceptance_nll,position_weights=adaptive    forward_kl,keep=0.4
 
+A name with a dot is yours: `my_losses.sharp_kl` is the function `sharp_kl` of the module
+`my_losses`, `__main__.sharp_kl` one of the notebook that asks. It takes student's and teacher's
+logits `[..., v]` and returns a loss `[...]`, as those of `divergences` do.
+
 The word also names the arm of a study, its rows, and its line in a table. Imports no JAX, so that
 a config is checked without it.
 """
 
+from collections.abc import Callable
+import importlib
+import inspect
 from typing import Any
 
 CROSS_ENTROPY = 'cross_entropy'  # on the target's own text: SeqKD; on the fixed data: a control
@@ -37,9 +44,10 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     ValueError: no such objective or field, or a value that it can't have, with what it can.
   """
   name, *settings = spec.split(',') if isinstance(spec, str) else (spec,)
-  if name not in (*NAMES, FEATURE):
+  if name not in (*NAMES, FEATURE) and not is_yours(name):
     raise ValueError(f'objective is {spec!r}; its name must be one of '
-                     f'{", ".join((*NAMES, FEATURE))}')
+                     f'{", ".join((*NAMES, FEATURE))}, or that of a function, as in '
+                     'my_losses.sharp_kl')
   found: dict[str, Any] = {}
   for setting in settings:
     field, equals, value = setting.partition('=')
@@ -55,6 +63,37 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     except ValueError:
       raise ValueError(f'objective is {spec!r}; {field} must be {_LEGAL[field][1]}') from None
   return name, found
+
+
+def is_yours(name: Any) -> bool:
+  """Whether it names a function of no module of the project."""
+  return isinstance(name, str) and '.' in name.partition(',')[0]
+
+
+def yours(name: str) -> Callable:
+  """The function that `module.function` names.
+
+  Raises:
+    ValueError: it can't be imported, or is none.
+  """
+  module, _, function = name.rpartition('.')
+  try:
+    found = getattr(importlib.import_module(module), function)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise ValueError(f'objective is {name!r}, and no such function can be imported ({error}); its '
+                     'module must be on the path of Python (PYTHONPATH)') from error
+  if not callable(found):
+    raise ValueError(f'objective is {name!r}, which is {found!r} and must be a function of '
+                     "student's and teacher's logits")
+  return found
+
+
+def source(name: str) -> str:
+  """The text of that function, so that a study can tell whether it is still the same."""
+  try:
+    return inspect.getsource(yours(name))
+  except (OSError, TypeError):  # typed at a prompt, or not written in Python
+    return ''
 
 
 def check(field: str, value: Any) -> None:

@@ -12,12 +12,15 @@ DEFAULT_BETA = 0.5  # of configs/common.py: says that nobody asked for another
 def objective(value: Any) -> str | None:
   """What would be right in place of a wrong objective, or None."""
   name = value.split(',')[0] if isinstance(value, str) else value
-  if name not in NAMES:
+  if name not in NAMES and not specs.is_yours(name):
     near = difflib.get_close_matches(str(name), NAMES, n=1)
     hint = f' (did you mean {near[0]!r}?)' if near else ''
-    return f'one of {", ".join(NAMES)}{hint}'
+    return f'one of {", ".join(NAMES)}, or a function as in my_losses.sharp_kl{hint}'
   try:
     specs.parse(value)
+    if specs.is_yours(name):
+      from specdistill_jax.losses import objectives  # JAX, which only such a study wants here
+      objectives.from_spec(value)
   except ValueError as error:
     return f'an objective, with its fields behind commas: {error}'
   return None

@@ -10,6 +10,7 @@ import ml_collections
 
 from specdistill_jax import processes
 from specdistill_jax import storage
+from specdistill_jax.losses import specs
 
 SHOWN_DIFFERENCES = 3
 
@@ -23,11 +24,18 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """A config as JSON gives it back: plain dicts, lists for tuples, references resolved.
 
   Left out is what the report is asked and no measurement depends on, so that a finished study
-  can be asked again.
+  can be asked again. Added are the lines of your own objectives, so that a study goes on only
+  with the functions that it began with.
   """
   document = json.loads(json.dumps(config.to_dict()))
   if document.get('evaluate'):
     document['evaluate'].pop('max_quality_drop', None)
+  distill = document.get('distill') or {}
+  for spec in filter(specs.is_yours, (distill.get('objective'), *distill.get('also', ()))):
+    name = specs.parse(spec)[0]
+    lines = specs.source(name).splitlines()
+    distill.setdefault('functions', {})[name] = {
+        str(number): line for number, line in enumerate(lines, start=1)}
   return document
 
 
