@@ -235,8 +235,10 @@ def browser(path, tmp_path_factory):
 
 
 def wait(browser):
+  from selenium.common import exceptions
   from selenium.webdriver.support import ui
-  return ui.WebDriverWait(browser, 60)
+  return ui.WebDriverWait(
+      browser, 60, ignored_exceptions=[exceptions.StaleElementReferenceException])
 
 
 def column(browser, name):
