@@ -50,8 +50,8 @@ PLOTS = ('bars', 'cost', 'draft_quality')
 PUBLISHED = common.published(
     'gain in block efficiency at γ = 7', 'DistillSpec, Fig. 2', 'secondary; values not known',
     columns=(dict(temperature=0.0), dict(temperature=1.0)),
-    lines=tuple((dict(cell=cell, objective=objective), (None, None))
-                for cell, (objective, _, _) in METHODS.items()))
+    lines=tuple((dict(cell=cell, objective=objective, data_source=source), (None, None))
+                for cell, (objective, _, source) in METHODS.items()))
 
 
 def baseline(cell: str) -> dict:
