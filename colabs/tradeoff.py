@@ -257,20 +257,20 @@ def bend(rule, epsilon):
 
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
-EPSILONS = np.geomspace(0.05, 1, 40)
+EPSILONS = np.geomspace(0.3, 1, 40)
 for rule, color, style in (('linear', '#0072B2', '-'), ('square', '#E69F00', '--'),
                            ('exponential', '#009E73', '-.')):
   acceptance, distance = np.array([bend(rule, epsilon) for epsilon in EPSILONS]).T
   left.plot(EPSILONS, acceptance, color=color, linestyle=style, linewidth=2, label=rule)
 right.plot(acceptance, distance, color='#333333', linewidth=2,
            label='linear, square, exponential')
-for rule, color, epsilons in (('typical', '#CC79A7', (0.5, 0.3, 0.1, 0.05)),
-                              ('top_k', '#D55E00', (0.5, 0.2, 0.1, 0.05))):
+for rule, color, epsilons in (('typical', '#CC79A7', (0.5, 0.05)),
+                              ('top_k', '#D55E00', (0.5, 0.2, 0.05))):
   for epsilon in epsilons:
     place = bend(rule, epsilon)
     right.plot(*place, marker=MARKERS[rule], markersize=8, color=color, linestyle='none',
                label=rule if epsilon == epsilons[0] else None)
-    right.annotate(f'{epsilon:g}', place, xytext=(6, -3), textcoords='offset points', fontsize=8)
+    right.annotate(f'{epsilon:g}', place, xytext=(-6, -14), textcoords='offset points', fontsize=8)
 right.plot(*bend('linear', 1.0), marker='o', markersize=8, color='black', linestyle='none',
            label='exact')
 left.set_xlabel('ε')
