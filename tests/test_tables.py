@@ -85,8 +85,7 @@ def get_sweep(arg=''):
   return common.sweep({cell: study(cell) for cell in CELLS[common.scale_of(arg, CELLS)]},
                       {'draft': dict(target=('fixed', 'target'), draft=('fixed', 'draft'))})
 '''
-# Some prompts take the target many times as many calls: an interval that is not paired is wide.
-CALLS = np.array([1, 1, 1, 40] * 3)
+CALLS = np.array([1, 1, 1, 40] * 3)  # prompts are not alike
 
 
 def line(cell, objective, seed, tau, **fields):
@@ -150,6 +149,23 @@ def test_figures_gains_and_what_was_published_stand_in_one_line(config, tmp_path
   assert '1 published figures stand beside no line' in err
   assert tables.main(['tables', f'--config={config}', f'--workdir={tmp_path}']) == 0
   assert '| elsewhere | 9.90 |' in capsys.readouterr().out
+
+
+def test_gains_are_paired_by_prompt(tmp_path, capsys):
+  """Each prompt gains half as much again, however far prompts are from one another."""
+  path = tmp_path / 'ratios.py'
+  path.write_text(CONFIG.replace("'bars', 'heat_map', 'pareto'", "'bars',"))
+  made = cell_rows('fixed')
+  for row in made:
+    counts = np.array(row['counts'])
+    counts[:, rows.COUNTS.index('target_calls')] *= np.resize([0.5, 1, 1, 0.9, 1.5], len(counts))
+    row['counts'] = counts.tolist()
+  write(tmp_path / 'cell-0', made)
+  found, _ = run(capsys, f'--config={path}', f'--workdir={tmp_path}')
+  mine = found['fixed', TVD.format('fixed')]
+  assert mine['gain in block efficiency over standard SD'] == '+50.0 % [+50.0, +50.0]'
+  low, high = map(float, mine['block efficiency'].partition('[')[2].rstrip(']').split(', '))
+  assert high - low > 0.1
 
 
 def test_missing_failed_and_unfinished_lines_each_say_so_with_their_command(
