@@ -73,6 +73,7 @@ import numpy as np
 import specdistill_jax as sd
 from configs import lossy
 from specdistill_jax.decoding import lossy_rules
+from specdistill_jax.evaluation import formats
 from specdistill_jax.evaluation import frontier
 from specdistill_jax.evaluation import measures
 from specdistill_jax.evaluation import rows as rows_lib
@@ -195,7 +196,7 @@ for temperature in values('temperature'):
     print('  nothing is faster than the target alone')
   else:
     tell(fastest)
-display(Markdown(report.markdown_table(*report.table(summaries))))
+display(Markdown(formats.markdown(*report.table(summaries))))
 
 # %% [markdown]
 # ## Leniency functions
