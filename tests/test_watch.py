@@ -62,7 +62,7 @@ def test_overlap_along_a_text_is_what_alpha_is_the_mean_of(pair, seen):
   _, loop = seen['sampled chain that stops']
   tokens = loop.tokens[0, :loop.lengths[0]].tolist()
   found = watch.overlap(*pair, PROMPT, tokens, temperature=0.8, top_k=5)
-  assert found.shape == (len(tokens),) and 0.01 < found.min() < found.max() <= 1 + 1e-6
+  assert found.shape == (len(tokens),) and 0 <= found.min() < found.max() <= 1 + 1e-6
   text = np.array([PROMPT + tokens], np.int32)
   total, count = acceptance.alpha_counts(
       pair[0].module, pair[1].module, text, np.array([3]), np.array([text.shape[1]]),
