@@ -12,4 +12,5 @@ source "$root/launch/environment.sh" "$root/tests/requirements.txt" \
 cd -- "$root"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
-exec "$PYTHON" -m pytest -q -n 2 "$@"
+# A file at a time: what its tests share is made once.
+exec "$PYTHON" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"
