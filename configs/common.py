@@ -501,6 +501,13 @@ def sweep(studies: dict, taken: dict | None = None) -> list:
   return made
 
 
+def sweep_on_one_target(arg: str, cells: dict, study) -> list:
+  """Studies of all cells; the twin's target is trained once, at full scale it is imported."""
+  names = cells[scale_of(arg, cells)]
+  shared = {name: dict(target=(names[0], 'target')) for name in names[1:]} if arg else {}
+  return sweep({name: study(arg, name) for name in names}, shared)
+
+
 def published(figure: str, source: str, trust: str, columns: tuple, lines: tuple) -> tuple:
   """Figures of a printed table, one dict each.
 

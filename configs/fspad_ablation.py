@@ -60,7 +60,4 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
 
 
 def get_sweep(arg: str = '') -> list:
-  """The twin's target is trained once; at full scale it is imported."""
-  cells = CELLS[common.scale_of(arg, CELLS)]
-  shared = {cell: dict(target=(cells[0], 'target')) for cell in cells[1:]} if arg else {}
-  return common.sweep({cell: _study(arg, cell) for cell in cells}, shared)
+  return common.sweep_on_one_target(arg, CELLS, _study)

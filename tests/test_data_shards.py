@@ -175,6 +175,8 @@ def test_running_text_and_prompts_of_one_token_may_be_learnt_throughout(tmp_path
   shards.write(tmp_path, 'train', [unfit(**everything)], METADATA | {'kind': 'language modelling'})
   shards.write(tmp_path, 'validation', [unfit(prompt_length=1, **everything)],
                METADATA | {'kind': 'pairs'})
+  for split in ('train', 'validation'):
+    assert shards.read_metadata(tmp_path, split)['num_rows'] == 1
 
 
 def test_unfit_metadata_and_empty_splits_are_refused(tmp_path):

@@ -250,6 +250,8 @@ def test_report_follows(workdir):
 
 def test_a_finished_study_can_be_asked_for_another_budget(workdir):
   config = study()
+  lines = (workdir / 'results.jsonl').read_bytes()
   config.evaluate.max_quality_drop = 0.1
   report.run(config, workdir)
+  assert (workdir / 'results.jsonl').read_bytes() == lines
 

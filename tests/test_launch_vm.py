@@ -4,9 +4,11 @@ Commands for hosts really run, in bash, in a home of their own: see stubs/.
 """
 
 import os
+import pathlib
 import re
 import shutil
 import signal
+import subprocess
 
 import pytest
 
@@ -143,6 +145,22 @@ def test_a_host_that_dies_is_run_again_but_not_for_ever(cloud):
   output = cloud.run('tpu_vm.sh', 'up', CONFIG, code=137)
   assert len(cloud.studies()) == 5
   assert 'mine-w-0 died of signal 9' in output
+
+
+@pytest.mark.parametrize('writer_lives, status', [(True, 'running'), (False, 'lost')])
+def test_a_program_that_ended_is_not_lost_while_its_code_is_being_written(
+    tmp_path, writer_lives, status):
+  ended = subprocess.Popen(['true'])
+  ended.wait()
+  host = shutil.copy(stub.TESTS.parent / 'launch' / 'tpu_host.sh', tmp_path)
+  (tmp_path / 'run' / 'token').mkdir(parents=True)
+  (tmp_path / 'run' / 'last').symlink_to('token')
+  boot = pathlib.Path('/proc/sys/kernel/random/boot_id')
+  (tmp_path / 'run' / 'token' / 'pid').write_text(
+      f'{boot.read_text().strip() if boot.exists() else "none"} {ended.pid} '
+      f'{os.getpid() if writer_lives else ended.pid}\n')
+  said = subprocess.run(['bash', host, 'state'], capture_output=True, text=True, check=True).stdout
+  assert said.split()[-2:] == ['token', status]
 
 
 def test_delete_gives_the_slice_back_at_the_end(cloud):
