@@ -14,12 +14,19 @@ page="$root/docs/tpu_slices.md"
 draft="$(mktemp)"
 flags=("$@")
 
-# The command's tables; its last line, the JSON document, goes to $draft.documents.
+studies=(pod_llama3_70b pod_lm1b pod_qwen3_32b pod_t5_xl pod_t5_xxl
+         pod_feature_vicuna:{7b,33b}-{fspad,eagle3} pod_feature_llama3:{8b,70b}-{fspad,eagle3})
+
+# The tables of a study, CONFIG or CONFIG:ARGUMENT; the last line, a JSON document, goes to
+# $draft.documents.
 compiled() {
-  local status=0
-  printf '\n\140python -m specdistill_jax.compile --config=configs/%s.py%s\140\n\n' "$1" \
+  local status=0 config="${1%%:*}.py"
+  if [[ $1 == *:* ]]; then
+    config+=":${1#*:}"
+  fi
+  printf '\n\140python -m specdistill_jax.compile --config=configs/%s%s\140\n\n' "$config" \
     "${2:+ ${*:2}}" >> "$draft"  # \140: a backquote
-  "${PYTHON:-python}" -P -m specdistill_jax.compile "--config=$root/configs/$1.py" "${@:2}" \
+  "${PYTHON:-python}" -P -m specdistill_jax.compile "--config=$root/configs/$config" "${@:2}" \
     ${flags[@]+"${flags[@]}"} > "$draft.tables" || status=$?
   if [[ $status -gt 1 ]]; then  # 1: something does not fit, and the table says what
     exit "$status"
@@ -60,10 +67,12 @@ program here, so latencies lengthen it most, and c on a chip is larger: for the 
 Leviathan et al. (arXiv 2211.17192) measured 0.02 on a v4, and a speed-up of 3.4 at temperature 0
 (alpha 0.75, gamma 7).
 TEXT
-for config in "$root"/configs/pod_*.py; do
-  name="$(basename -- "$config" .py)"
-  printf '\n## %s\n' "$name" >> "$draft"
-  compiled "$name"
+for study in "${studies[@]}"; do
+  printf '\n## %s\n' "$study" >> "$draft"
+  compiled "$study"
+  if [[ $study == pod_feature_* ]]; then
+    compiled "$study" --programs=speculate --tree=own
+  fi
 done
 "${PYTHON:-python}" -P - "$draft.documents" "$root/README.md" <<'SUMMARY'
 import json

@@ -135,13 +135,19 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
     raise ValueError(f'--sweep goes over the slices of one chip, and --topology names {asked}')
   slices = sweep(asked[0].partition(':')[0]) if values.sweep else asked
   gamma = values.gamma or max(config.evaluate.gammas)
+  tree = values.tree
+  if tree == 'own':
+    if not config.evaluate.trees:
+      raise ValueError('--tree=own is the last of config.evaluate.trees, which is empty; name a '
+                       "tree, as in --tree='dynamic k10 d6 n59'")
+    tree = config.evaluate.trees[-1]
   keep = pathlib.Path(values.keep) if values.keep else None
   documents, smallest = [], None
   for topology in slices:
     own = values.decode_topology or (None if values.topology else config.evaluate.topology)
     try:
       found = document(grown(config, topology) if values.grow else config, topology,
-                       own or topology, names, gamma=gamma, tree=values.tree, alpha=values.alpha,
+                       own or topology, names, gamma=gamma, tree=tree, alpha=values.alpha,
                        tau=values.tau, keep=keep, all_fit=values.sweep)
     except ValueError as error:
       if not values.sweep:
@@ -176,8 +182,8 @@ def _flags() -> flags.FlagValues:
                       flag_values=values)
   flags.DEFINE_integer('gamma', None, 'Drafted tokens; None: the largest of the config.',
                        flag_values=values)
-  flags.DEFINE_string('tree', None, "A tree instead, as eagle1 or 'dynamic k10 d6 n60'.",
-                      flag_values=values)
+  flags.DEFINE_string('tree', None, "A tree instead, as eagle1 or 'dynamic k10 d6 n59'; own: the "
+                      'last that the config evaluates.', flag_values=values)
   flags.DEFINE_float('alpha', None, 'Acceptance rate of the prediction.', flag_values=values)
   flags.DEFINE_float('tau', None, 'Block efficiency of the prediction.', flag_values=values)
   flags.DEFINE_bool('sweep', False, 'Find the smallest slice that fits.', flag_values=values)
