@@ -33,8 +33,8 @@ ROWS, LENGTH, WIDTH = 4, 256, 128
 
 
 SPECS = (*(name for name in objectives.DIVERGENCES if name != 'end_to_end_tvd'),
-         'lk_hybrid,alpha_over=previous', 'lk_hybrid,alpha_over=token', 'end_to_end_tvd,block=8',
-         'forward_kl,position_weights=adaptive,block=8')
+         'lk_hybrid,alpha_over=previous', 'lk_hybrid,alpha_over=token', 'forward_kl,block=8',
+         'end_to_end_tvd,block=8', 'forward_kl,position_weights=adaptive,block=8')
 
 
 def gradient_of(spec, chunk, mask_bt, labels_bt):

@@ -192,6 +192,17 @@ def test_acceptance_nll_of_a_point_mass_is_cross_entropy():
   np.testing.assert_allclose(expected, -np.log(chosen), rtol=1e-5)
 
 
+@pytest.mark.parametrize('gap', (20., 100., 150.))
+def test_acceptance_nll_of_laws_far_apart(gap):
+  """The overlap, exp(-gap), is the smallest float32 and less; loss and gradient are exact."""
+  student, teacher = jnp.array([gap, 0.]), jnp.array([0., -jnp.inf])
+  np.testing.assert_allclose(divergences.acceptance_nll(jnp.array([0., gap]), teacher), gap,
+                             rtol=1e-6)
+  np.testing.assert_allclose(gradient(divergences.acceptance_nll, jnp.array([0., gap]), teacher),
+                             [-1., 1.], rtol=1e-6)
+  np.testing.assert_allclose(divergences.acceptance_nll(student, teacher), np.exp(-gap), atol=1e-6)
+
+
 def test_lk_hybrid_runs_from_kl_to_tvd_by_the_masked_acceptance():
   """One port averaged the two parts over different positions: the mask belongs to both."""
   student, teacher = logits(0), logits(1)

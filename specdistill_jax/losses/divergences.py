@@ -15,8 +15,6 @@ that is infinite by definition (the student forbids what the teacher allows in t
 KL, the other way round in the reverse KL) is +inf, never NaN, and its gradient stays finite.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -31,6 +29,9 @@ LogNorm = Float[Array, '*tokens'] | None
 # Stands for the logarithm of zero where an infinity would make 0 * inf or inf - inf. It lies
 # below the logarithm of the smallest float32, so its exponential is exactly zero.
 _LOG_ZERO = -1e4
+
+# exp(80) is a float32, and so is the sum of a vocabulary of them.
+_LIFT = 80.
 
 
 def forward_kl(student_logits: Logits, teacher_logits: TeacherLogits) -> PerToken:
@@ -62,12 +63,11 @@ def jsd(student_logits: Logits, teacher_logits: TeacherLogits, *, beta: float = 
     raise ValueError(f'jsd: beta is {beta}, and must lie strictly between 0 and 1 '
                      '(use forward_kl or reverse_kl for the limits)')
   student, teacher = map(_finite, _log_probs(student_logits, teacher_logits))
+  teacher_part, student_part = beta * jnp.exp(teacher), (1 - beta) * jnp.exp(student)
   # Without gradient: on the mixture's own it is -(1 - beta) of the student's total, which is 1.
   mixture = jax.lax.stop_gradient(
-      jnp.logaddexp(teacher + math.log(beta), student + math.log1p(-beta)))
-  per_token = (beta * jnp.exp(teacher) * (teacher - mixture)
-               + (1 - beta) * jnp.exp(student) * (student - mixture))
-  return jnp.sum(per_token, axis=-1)
+      jnp.log(jnp.maximum(teacher_part + student_part, jnp.finfo(jnp.float32).tiny)))
+  return jnp.sum(teacher_part * (teacher - mixture) + student_part * (student - mixture), axis=-1)
 
 
 def tvd(student_logits: Logits, teacher_logits: TeacherLogits, *,
@@ -88,10 +88,15 @@ def acceptance_nll(student_logits: Logits, teacher_logits: TeacherLogits, *,
 
   Supports without a common token give +inf with a gradient of zero.
   """
-  overlap = jnp.minimum(*_log_probs(student_logits, teacher_logits, teacher_log_norm))
-  disjoint = jnp.max(overlap, axis=-1) == -jnp.inf
-  return jnp.where(disjoint, jnp.inf,
-                   -jax.nn.logsumexp(jnp.where(disjoint[..., None], 0., overlap), axis=-1))
+  log_overlap = jnp.minimum(*_log_probs(student_logits, teacher_logits, teacher_log_norm))
+  # Two sums of one pass, not logsumexp, whose maximum is one more pass over the logits: as it is
+  # (at most 1), and lifted by a constant where it would not be a float32, down to exp(-160).
+  overlap = jnp.sum(jnp.exp(log_overlap), axis=-1)
+  lifted = jnp.sum(jnp.exp(log_overlap + _LIFT), axis=-1)
+  small, disjoint = overlap < 1e-30, lifted == 0
+  value = jnp.where(small, _LIFT - jnp.log(jnp.where(disjoint, 1., lifted)),
+                    -jnp.log(jnp.where(small, 1., overlap)))
+  return jnp.where(disjoint, jnp.inf, value)
 
 
 def lk_hybrid(student_logits: Logits, teacher_logits: TeacherLogits, *, eta: float = 3.0,
