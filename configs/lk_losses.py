@@ -52,8 +52,8 @@ def get_config(arg: str = 'eagle3') -> ml_collections.ConfigDict:
       seeds=(0, 1, 2), also=('tvd', 'lk_hybrid,kl_weight=0.5', 'acceptance_nll', 'lk_hybrid',
                              'end_to_end_tvd', 'dspark'))
   config.distill.rollout.max_new_tokens = 48
-  config.distill.train.update(steps=400, batch_size=8, learning_rate=2e-3, warmup_steps=40,
-                              clip_norm=0.5, eval_every=200, checkpoint_every=200)
+  config.distill.train.update(steps=240, batch_size=4, learning_rate=2e-3, warmup_steps=24,
+                              clip_norm=0.5, eval_every=120, checkpoint_every=120, head_chunk=24)
   if draft == 'standalone':
     _standalone(config)
   else:
@@ -69,7 +69,7 @@ def get_config(arg: str = 'eagle3') -> ml_collections.ConfigDict:
   if more:
     config.distill.also = (*config.distill.also, *FURTHER)
   config.evaluate.update(gammas=(POSITIONS,) if draft in ('medusa', 'mlp') else (POSITIONS + 1,),
-                         num_prompts=48)
+                         num_prompts=48, batch_size=8)
   return config
 
 
