@@ -75,7 +75,7 @@ def lines(workdir, run):
 
 
 def test_a_study_from_end_to_end(target, tmp_path):
-  """The loss falls, alpha and block efficiency rise above those of the untrained draft."""
+  """The loss falls and alpha rises; a draft that has learnt nothing is not evaluated."""
   config = study('eagle3')
   workdir = start(target, tmp_path, config)
   distill.run(config, workdir)
@@ -87,16 +87,16 @@ def test_a_study_from_end_to_end(target, tmp_path):
   assert training[-1]['alpha'] > training[1]['alpha'] + 0.05
   assert training[-1]['validation_alpha'] > training[0]['validation_alpha'] + 0.05
   evaluate.run(config, workdir)
-  untrained, trained, *along_trees = rows.read(workdir / 'results.jsonl')
-  assert (untrained['objective'], trained['objective']) == ('none', 'feature')
-  assert trained['alpha'] > untrained['alpha'] + 0.05
-  assert trained['block_efficiency'] > untrained['block_efficiency']
+  trained, along_tree = rows.read(workdir / 'results.jsonl')
+  assert trained['objective'] == along_tree['objective'] == 'feature'
+  assert trained['alpha'] > training[0]['validation_alpha'] + 0.05
   assert trained['draft'].startswith('eagle3 1x16') and trained['cost_ratio'] > 0
-  assert [row['tree'] for row in along_trees] == ['dynamic k3 d2 n6'] * 2
-  assert along_trees[1]['block_efficiency'] > along_trees[0]['block_efficiency']
+  assert along_tree['tree'] == 'dynamic k3 d2 n6'
+  assert min(along_tree['block_efficiency'], trained['block_efficiency']) > 1.1
   report.run(config, workdir)
   written = (workdir / 'report.md').read_text()
   assert 'draft: eagle3 1x16' in written and 'feature-level draft (fixed)' in written
+  assert 'distilled from scratch' in written and 'standard SD' not in written.partition('T is')[0]
   assert 'tree_1.png' in written
 
 

@@ -66,9 +66,11 @@ def _distillation(summaries: Summaries, samples: int) -> str:
       sentence += (f'; against the control its block efficiency is {gain:.2f}x'
                    f'{_range(gain_range)}{_verdict(gain, gain_range, 1.0)}')
     sentences.append(sentence + '.')
-  if not sentences:
-    return 'Nothing was distilled in this study.'
-  return ' '.join(sentences)
+  if sentences:
+    return ' '.join(sentences)
+  if any(one.is_distilled for one in summaries):
+    return 'The draft was distilled from scratch: there is no earlier one to compare with.'
+  return 'Nothing was distilled in this study.'
 
 
 def _best(summaries: Summaries, temperature: float) -> summary_lib.Summary:

@@ -89,9 +89,12 @@ def _load(config: ml_collections.ConfigDict, directory: pathlib.Path, which: str
 
 
 def load_drafts(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Draft]:
-  """The undistilled draft, and every arm of the distillation."""
-  drafts = [Draft(_load(config, workdir / 'draft', 'draft'), 'none', None, 0, config.seed)]
-  for name in distill.arm_names(config) if config.distill is not None else ():
+  """The undistilled draft, if it has learnt anything, and every arm of the distillation."""
+  arms = distill.arm_names(config) if config.distill is not None else ()
+  drafts = []
+  if config.draft.train.steps or config.draft.init_from is not None or not arms:
+    drafts.append(Draft(_load(config, workdir / 'draft', 'draft'), 'none', None, 0, config.seed))
+  for name in arms:
     objective, data_source, seed = _ARM.fullmatch(name).groups()
     drafts.append(Draft(_load(config, workdir / 'distill' / name, 'draft'), objective,
                         data_source, config.distill.train.steps, int(seed)))
@@ -257,7 +260,7 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Evaluates the undistilled draft and every arm, at every temperature and in every way.
+  """Evaluates `load_drafts`, at every temperature and in every way.
 
   Raises:
     ValueError: a model is missing, the vocabularies differ, or there are too few held-out rows.
