@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from configs import common
@@ -203,6 +204,24 @@ def test_a_sweep_runs_its_cells_each_in_its_folder(capsys, tmp_path, ran):
   status, _, err = command(capsys, QUICKSTART, f'--workdir={tmp_path / "q"}', '--sweep=all')
   assert status == 2 and 'get_sweep()' in err
 
+
+def test_a_sweep_forgets_the_programs_of_a_cell_before_the_next(capsys, tmp_path, monkeypatch):
+  """They pile up until Linux grants no more memory mappings, and the process dies."""
+  functions, alive = [], []
+
+  def compiles(*_):
+    alive.append(len(jax.devices()[0].client.live_executables()))
+    functions.extend(jax.jit(lambda x, number=number: x * number) for number in range(5))
+    for function in functions[-5:]:
+      function(1.0)
+
+  monkeypatch.setattr(main, '_run_stage', compiles)
+  (tmp_path / 'swept.py').write_text(SWEEP)
+  jax.clear_caches()
+  assert command(capsys, f'--config={tmp_path / "swept.py"}', '--stages=prepare',
+                 f'--workdir={tmp_path / "all"}', '--sweep=all')[0] == 0
+  first, second = alive
+  assert second < first + 5
 
 def test_the_unexpected_keeps_its_traceback(tmp_path, monkeypatch):
   """A ValueError that no `raise` statement of ours made is a bug, not a sentence."""

@@ -279,3 +279,4 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   with jax.set_mesh(_decoding_mesh(config.evaluate)):  # caches are laid out on it
     for temperature in config.evaluate.temperatures:
       _temperature(config, target, drafts, prompts, temperature, path, common)
+      jax.clear_caches()  # programs of another temperature are others, and Linux counts mappings
