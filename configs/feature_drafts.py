@@ -48,6 +48,12 @@ DRAFTS = {
 }
 
 
+def baseline(cell: str) -> dict:
+  """What `tables` compares a line with: EAGLE-1's draft, decoded alike."""
+  del cell
+  return {'cell': 'feature_drafts_eagle', 'objective': 'feature'}
+
+
 def overrides(draft: str) -> dict:
   """What a study of this draft changes in the study of all."""
   if DRAFTS[draft] is None:

@@ -33,7 +33,7 @@ def wanted(config: ml_collections.ConfigDict) -> dict[paper_tables.Setting, tupl
   """The settings that a study evaluates, each with the seeds of its arm."""
   if config.evaluate is None:
     return {}
-  arms = {('none', None): (config.seed,)}
+  arms = {} if distill.from_scratch(config) else {('none', None): (config.seed,)}
   for name in distill.arm_names(config) if config.distill is not None else ():
     objective, source, seed = name.rsplit('-', 2)
     arms[objective, source] = (*arms.get((objective, source), ()), int(seed.removeprefix('seed')))

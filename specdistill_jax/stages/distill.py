@@ -44,6 +44,12 @@ def arm_names(config: ml_collections.ConfigDict) -> list[str]:
           for seed in distill.seeds for objective, source in kinds]
 
 
+def from_scratch(config: ml_collections.ConfigDict) -> bool:
+  """Whether the arms begin with a draft that has learnt nothing, which is then no rival."""
+  return (config.distill is not None and config.draft.init_from is None
+          and not config.draft.train.steps)
+
+
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path,
         fit: train.Fit = train.fit) -> None:
   """Trains every arm from `draft/`; finished arms are skipped, an interrupted one resumes.

@@ -90,11 +90,10 @@ def _load(config: ml_collections.ConfigDict, directory: pathlib.Path, which: str
 
 def load_drafts(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Draft]:
   """The undistilled draft, if it has learnt anything, and every arm of the distillation."""
-  arms = distill.arm_names(config) if config.distill is not None else ()
   drafts = []
-  if config.draft.train.steps or config.draft.init_from is not None or not arms:
+  if not distill.from_scratch(config):
     drafts.append(Draft(_load(config, workdir / 'draft', 'draft'), 'none', None, 0, config.seed))
-  for name in arms:
+  for name in distill.arm_names(config) if config.distill is not None else ():
     objective, data_source, seed = _ARM.fullmatch(name).groups()
     drafts.append(Draft(_load(config, workdir / 'distill' / name, 'draft'), objective,
                         data_source, config.distill.train.steps, int(seed)))
