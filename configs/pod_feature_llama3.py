@@ -16,7 +16,7 @@ Slices. 8B: v5e:2x4, spread over the 8 chips, two rows on each; decoding, batch 
 heads over v5e:2x2. 70B: v5e:4x8, the width over 16 chips, heads, MLP and vocabulary over 2;
 decoding over the 8 chips of v4:2x2x2, a key head on each.
 
-Cost: roofline figures in docs/tpu_slices.md, if they are there; nothing was run on a TPU.
+Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 
 Published: see configs/feature_drafts.py. Ours: not run.
 """

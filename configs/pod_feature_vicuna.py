@@ -24,7 +24,7 @@ chips (fsdp); decoding, batch 1, on the same chips, split by heads. 33B: v5e:4x4
 its 52 heads make tensor = 4 the widest split, so that it decodes on the 4 chips of v4:2x2x1, of
 twice the memory.
 
-Cost: roofline figures in docs/tpu_slices.md, if they are there; nothing was run on a TPU.
+Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 
 Published: see configs/feature_drafts.py. Ours: not run.
 """

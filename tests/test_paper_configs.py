@@ -267,10 +267,12 @@ def _recorded():
   rows = [[word.strip() for word in line.split('|')] for line in lines if line.startswith('| ')]
   fit = {(row[1], row[2], row[3]) for row in rows if len(row) > 6 and row[6] == 'yes'}
   found = []
-  for path in sorted((ROOT / 'configs').glob('pod_*.py')):
-    config = config_files.load(str(path))
-    if {(path.stem, 'on_policy', config.topology),
-        (path.stem, 'speculate', config.evaluate.topology)} <= fit:
+  for study in (line.removeprefix('## ') for line in lines if line.startswith('## pod_')):
+    name, colon, argument = study.partition(':')
+    config = config_files.load(str(ROOT / 'configs' / f'{name}.py') + colon + argument)
+    trained = 'train' if families.is_feature_draft(config.draft.model) else 'on_policy'
+    if {(config.study, trained, config.topology),
+        (config.study, 'speculate', config.evaluate.topology)} <= fit:
       found.append(_program(config))
   return found
 
