@@ -13,7 +13,7 @@ plain linear input), and EAGLE without both, retrained alike; all with EAGLE-2's
 Full scale: Vicuna 7B on ShareGPT, v5e:2x2, with held-out conversations as prompts. The line of
 EAGLE is the control: as many steps on as many rows.
 
-Cost: full scale not run; the programs of `fspad` and `eagle` are those of pod_feature_vicuna. Twin:
+Cost: full scale not run; docs/tpu_slices.md has the programs of `fspad`. Twin:
 some 20 minutes, estimated, not measured.
 
 Published: no number of the ablation is known to us; all blank.

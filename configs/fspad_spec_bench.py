@@ -18,7 +18,7 @@ The first two commands are those of Vicuna 7B; the other targets are cells 4-7, 
 with its own --config.target.init_from for the cells that train. Spec-Bench's file is
 `task.prompt_files`. The twin has one target of 3.8M, three seeds, and no categories.
 
-Cost: full scale not run; slices as configs/pod_feature_vicuna.py and configs/pod_feature_llama3.py.
+Cost: full scale not run; docs/tpu_slices.md has the programs of FSPAD's cells.
 Twin: some 20 minutes, estimated, not measured.
 
 Published: FSPAD's own tables are not known to us, only that it generates 0.28 to 0.48 more tokens a
