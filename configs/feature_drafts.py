@@ -26,7 +26,7 @@ width 4096 and hundreds of thousands of steps), nor is the draft vocabulary, all
 Sizes: a target of 10.3M parameters; EAGLE-1 adds 1.4M, FSPAD 2.6M, EAGLE-3 2.2M, and the
 standalone draft has 1.9M.
 
-Cost: 15 to 30 minutes a draft on one CPU core, and some 20 for the target.
+Cost: 15 to 30 minutes a draft on one CPU core; the target took 51 on two busy ones.
 
 Found (16 prompts, three seeds; docs/results.md has the whole table with its intervals). Tokens a
 cycle with a chain of 5, EAGLE-1's tree, EAGLE-2's tree:
@@ -43,8 +43,9 @@ within 5 %, and partial alignment changes nothing that 16 prompts can show. FSPA
 larger one; EAGLE-1 as large was not tried. EAGLE-3, whose head starts from nothing and is given
 no features to match, needs more than 3,200 rows: 6 to 13 % behind EAGLE-1 with chains and
 EAGLE-1's tree. The standalone draft, which had 300 steps of its own before, loses to none of them.
-At temperature 1 the dynamic tree falls behind a chain: its proposals are the draft's best tokens,
-and this text has too many good ones (3.6 nats a token); sampled siblings do not suffer.
+At temperature 1 the dynamic tree falls behind a chain, where EAGLE-1's tree, whose siblings are
+sampled, does not: its proposals are the draft's best tokens alone, and this text has many good ones
+(the target's cross-entropy is 3.6 nats a token).
 
 Published (tau with trees, MT-bench, temperature 0, 7B or 8B targets, each in its own paper):
 EAGLE-1 3.94 (Vicuna; its chain 3.20), EAGLE-2 with the same weights 4.98, EAGLE-3 6.13 against

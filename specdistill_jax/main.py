@@ -317,8 +317,8 @@ def _all_cells(argv: list[str]) -> int:
                    f'--sweep={cell}'])
     if status:
       return status
-    # A compiled program maps some memory, and Linux grants a process 65,530 mappings: three cells
-    # of a study with trees had them all, and the fourth died of a segmentation fault.
+    # A compiled program maps some memory, and Linux grants a process 65,530 mappings: a cell with
+    # trees was seen to take 16,000, and the fourth in one process died of a segmentation fault.
     importlib.import_module('jax').clear_caches()
   return 0
 

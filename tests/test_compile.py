@@ -49,11 +49,21 @@ def config():
     ([f'--config={CONFIGS}/quickstart.py'], '--topology is missing and config.topology is None'),
     ([f'--config={CONFIGS}/pod_lm1b.py', '--topology=v9:2x2'], "topology is 'v9:2x2'"),
     ([f'--config={CONFIGS}/pod_lm1b.py', '--topology=v9', '--sweep'], "--topology is 'v9'"),
+    ([f'--config={CONFIGS}/pod_lm1b.py', '--tree=own'], 'config.evaluate.trees, which is empty'),
 ])
 def test_errors_are_one_sentence(arguments, sentence, capsys):
   assert compile_command.main(['compile', *arguments]) == 2
   shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
   assert len(shown) == 1 and sentence in shown[0]
+
+
+def test_its_own_tree_is_the_last_that_the_config_evaluates(monkeypatch, capsys):
+  def refused(*_, tree, **__):
+    raise ValueError(f'asked for {tree}')
+  monkeypatch.setattr(compile_command, 'document', refused)
+  assert compile_command.main(
+      ['compile', f'--config={CONFIGS}/pod_feature_vicuna.py:33b-fspad', '--tree=own']) == 2
+  assert 'asked for dynamic k10 d6 n47' in capsys.readouterr().err
 
 
 PUBLISHED = dict(pod_t5_xl=('t5-v1.1-xl', 't5-v1.1-small'),

@@ -223,6 +223,7 @@ def test_a_sweep_forgets_the_programs_of_a_cell_before_the_next(capsys, tmp_path
   first, second = alive
   assert second < first + 5
 
+
 def test_the_unexpected_keeps_its_traceback(tmp_path, monkeypatch):
   """A ValueError that no `raise` statement of ours made is a bug, not a sentence."""
   monkeypatch.setattr(main, '_run_stage', lambda *_: int('not a number'))

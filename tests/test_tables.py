@@ -14,6 +14,7 @@ from specdistill_jax import tables
 from specdistill_jax.evaluation import formats
 from specdistill_jax.evaluation import rows
 from specdistill_jax.evaluation import summary
+from specdistill_jax.stages import cells
 from specdistill_jax.stages import config_files
 from specdistill_jax.stages import workdirs as workdirs_lib
 from specdistill_jax.training import preemption
@@ -292,3 +293,10 @@ def test_errors_are_one_sentence(arguments, sentence, config, tmp_path, capsys):
   assert tables.main(['tables', *arguments]) == 2
   shown = capsys.readouterr().err.strip()
   assert shown.startswith('error: ') and sentence in shown and '\n' not in shown
+
+
+def test_a_table_asks_for_the_draft_before_distillation_only_if_it_had_learnt_anything():
+  path = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'feature_drafts.py'
+  def objectives(draft):
+    return {setting.objective for setting in cells.wanted(config_files.load(f'{path}:{draft}'))}
+  assert objectives('standalone') == {'none', 'forward_kl'} and objectives('fspad') == {'feature'}
