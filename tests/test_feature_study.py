@@ -92,7 +92,8 @@ def test_a_study_from_end_to_end(target, tmp_path):
   assert trained['alpha'] > training[0]['validation_alpha'] + 0.05
   assert trained['draft'].startswith('eagle3 1x16') and trained['cost_ratio'] > 0
   assert along_tree['tree'] == 'dynamic k3 d2 n6'
-  assert min(along_tree['block_efficiency'], trained['block_efficiency']) > 1.1
+  untrained = training[0]['block_efficiency']
+  assert min(along_tree['block_efficiency'], trained['block_efficiency']) > untrained
   report.run(config, workdir)
   written = (workdir / 'report.md').read_text()
   assert 'draft: eagle3 1x16' in written and 'feature-level draft (fixed)' in written
