@@ -25,9 +25,9 @@ import traceback
 _TESTS = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Most of the time goes into compiling, for programs that run for milliseconds.
-os.environ['XLA_FLAGS'] = ('--xla_backend_optimization_level=0 '
-                           '--xla_llvm_disable_expensive_passes=true')
+import compiler  # noqa: E402
+
+os.environ['XLA_FLAGS'] = compiler.QUICK
 
 import bucket  # noqa: E402
 import chats_config  # noqa: E402

@@ -1,13 +1,11 @@
-"""Tests run on the CPU, with eight host devices, and with public shapes checked.
-
-Compiling takes most of their time, so the compiler optimizes nothing.
-"""
+"""Tests run on the CPU, with eight host devices, and with public shapes checked."""
 
 import os
 
+import compiler
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8 '
-                      '--xla_backend_optimization_level=0')
+os.environ.setdefault('XLA_FLAGS', f'--xla_force_host_platform_device_count=8 {compiler.QUICK}')
 
 import beartype  # noqa: E402  (the flags above must be set before jax is imported)
 import jax  # noqa: E402

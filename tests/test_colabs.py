@@ -12,6 +12,7 @@ import nbclient
 import nbformat
 import pytest
 
+import compiler
 import results
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -52,7 +53,7 @@ def execute(name: str, folder: pathlib.Path, before: str = '', **parameters):
                                    resources={'metadata': {'path': str(folder)}})
   client.execute(env={
       **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'TF_CPP_MIN_LOG_LEVEL': '3',
-      'XLA_FLAGS': '--xla_backend_optimization_level=0',
+      'XLA_FLAGS': compiler.QUICK,
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache')})
   return notebook

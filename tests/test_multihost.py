@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+import compiler
 import studies
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -37,8 +38,7 @@ def start(workdir, cache, *, count, devices, stages, fields='steps=6'):
     port = free.getsockname()[1]
   environment = os.environ | dict(
       JAX_PLATFORMS='cpu',
-      XLA_FLAGS=(f'--xla_force_host_platform_device_count={devices} '
-                 '--xla_backend_optimization_level=0'),
+      XLA_FLAGS=f'--xla_force_host_platform_device_count={devices} {compiler.QUICK}',
       JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0')
   def process(index):
     with open(workdir / f'output{index}', 'ab') as output:
