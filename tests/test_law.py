@@ -1,6 +1,6 @@
 """The emitted tokens follow the target's law: enumerated exactly, then chi-square.
 
-200,000 jitted samples a case, p-values corrected for their number; wrong rules and a wrong
+50,000 jitted samples a case, p-values corrected for their number; wrong rules and a wrong
 drafter are shown to fail the same test. `python tests/laws.py` runs the full grid of rules,
 draft modes and warps on a million samples each.
 """
