@@ -27,9 +27,11 @@ def study(name: str) -> ml_collections.ConfigDict:
       tensor=1,
   ))
   config.topology = _optional(str)  # the TPU slice that the study is meant for, as 'v5e:4x4'
+  config.bucket = _optional(str)    # what '{bucket}' in paths stands for: 'gs://my-bucket/inputs'
   config.task = task()
   config.target = model_stage()
   config.target.weights_dtype = 'float32'  # | bfloat16: of the frozen one that a draft reads
+  config.target.teacher_layout = _optional(str)  # of that one; None: `layout`, as it is trained
   config.draft = model_stage()
   config.distill = distill()
   config.evaluate = evaluate()
@@ -116,15 +118,15 @@ def feature_draft(family: str) -> ml_collections.ConfigDict:
 def feature_recipe(family: str) -> dict:
   """Of `train()`, what the released codes set for the papers' own targets; rows of 2,048 tokens.
 
-  FSPAD's for EAGLE-1 too, as its authors retrained it: 20 epochs of 64,600 rows, on a line that
-  would reach 0 at step 800,000. EAGLE-3 goes to its end.
+  FSPAD's for EAGLE-1 too, as its authors retrained it: 21 epochs of 64,600 rows (its loop counts
+  from 0 to 20), on a line that would reach 0 at step 800,000. EAGLE-3 goes to its end.
   """
   shared = dict(batch_size=16, learning_rate=5e-5, schedule='linear', b1=0.9, b2=0.95,
                 weights_dtype='bfloat16', log_every=100, eval_every=4_000, checkpoint_every=4_000)
   if family == 'eagle3':
     return shared | dict(steps=800_000, warmup_steps=12_000, final_fraction=0.0, clip_norm=0.5,
                          remat='full')
-  return shared | dict(steps=80_750, warmup_steps=2_000, final_fraction=0.9, clip_norm=None,
+  return shared | dict(steps=84_787, warmup_steps=2_000, final_fraction=0.9, clip_norm=None,
                        clip_value=0.5, weight_decay=0.01)
 
 
@@ -209,7 +211,8 @@ def evaluate() -> ml_collections.ConfigDict:
   ))
 
 
-# The papers' models and recipes at their own sizes. Slices: docs/tpu_slices.md.
+# The papers' models and recipes at their own sizes. Slices: docs/tpu_slices.md. What they start
+# from and read lies in `config.bucket`: docs/full_scale.md.
 
 # T5 v1.1: layers of the encoder and of the decoder each, width, heads, MLP width.
 T5_SIZES = {'small': (8, 512, 6, 1024), 'base': (12, 768, 12, 2048), 'large': (24, 1024, 16, 2816),
@@ -227,12 +230,16 @@ def t5_v1_1(size: str) -> ml_collections.ConfigDict:
   return model
 
 
-def distillspec_recipe(batch_size: int) -> dict:
-  """Of `train()`, what the re-implementation mjbooo/RLSD sets for DistillSpec."""
+def distillspec_recipe(batch_size: int, steps: int = 300_000) -> dict:
+  """Of `train()`, what the re-implementation mjbooo/RLSD sets for DistillSpec.
+
+  The models it starts from are fine-tuned likewise, over 100,000 steps.
+  """
   return dict(
-      steps=300_000, batch_size=batch_size, optimizer='adafactor', learning_rate=3e-4,
-      warmup_steps=5_000, schedule='plateau_cosine', weights_dtype='bfloat16', remat='full',
-      log_every=100, eval_every=10_000, checkpoint_every=10_000)
+      steps=steps, batch_size=batch_size, optimizer='adafactor', learning_rate=3e-4,
+      warmup_steps=steps // 60, schedule='plateau_cosine', clip_norm=None,
+      weights_dtype='bfloat16', remat='full', log_every=100, eval_every=10_000,
+      checkpoint_every=10_000)
 
 
 def distillspec_t5(name: str, task_name: str, target: str = 'xl',
@@ -242,11 +249,14 @@ def distillspec_t5(name: str, task_name: str, target: str = 'xl',
   is_largest = target == 'xxl'
   config = study(name)
   config.topology = 'v4:2x2x4' if is_largest else 'v5e:4x4'
+  config.mesh.update(data=1, fsdp=-1)
   config.task.update(name=task_name, vocab_size=32_128, max_length=max_length,
-                     data_dir='gs://your-bucket/tfds', vocabulary='gs://your-bucket/t5.model')
-  config.target.model = t5_v1_1(target)
-  config.target.update(weights_dtype='bfloat16', layout='replicated')
-  config.draft.model = t5_v1_1(draft)
+                     data_dir='{bucket}/tfds')
+  for section, size in ((config.target, target), (config.draft, draft)):
+    section.init_from = f'{{bucket}}/models/t5_v1_1_{size}_lm_adapt'
+    section.model = t5_v1_1(size)
+    section.train.update(distillspec_recipe(batch_size=32, steps=100_000))
+  config.target.update(weights_dtype='bfloat16', teacher_layout='replicated')
   config.draft.layout = 'replicated'
   config.distill.rollout.max_new_tokens = new_tokens
   config.distill.train.update(distillspec_recipe(batch_size=32))
@@ -260,7 +270,7 @@ def distillspec_lm1b(name: str) -> ml_collections.ConfigDict:
   config = study(name)
   config.topology = 'v5e:4x4'
   config.task.update(name='lm1b', vocab_size=32_000, max_length=64, prompt_length=8,
-                     data_dir='gs://your-bucket/tfds')
+                     data_dir='{bucket}/tfds')
   shared = dict(norm='layer', gated_mlp=False, activation='gelu', head_dim=64, dtype='bfloat16')
   config.target.model.update(num_layers=16, width=1024, num_heads=16, num_kv_heads=16,
                              mlp_width=4096, **shared)
@@ -268,6 +278,8 @@ def distillspec_lm1b(name: str) -> ml_collections.ConfigDict:
   config.draft.model.update(num_layers=8, width=512, num_heads=8, num_kv_heads=8,
                             mlp_width=1024, **shared)
   config.draft.layout = 'replicated'
+  for section in (config.target, config.draft):
+    section.train.update(distillspec_recipe(batch_size=1024, steps=100_000), head_chunk=16)
   config.distill.rollout.max_new_tokens = 56
   config.distill.train.update(distillspec_recipe(batch_size=1024), head_chunk=16)
   config.evaluate.update(gammas=(3, 5, 7), max_new_tokens=56, num_prompts=500,
@@ -275,6 +287,7 @@ def distillspec_lm1b(name: str) -> ml_collections.ConfigDict:
   return config
 
 
+_LK_TARGETS = {'llama3_8b': 'llama3_1_8b', 'llama3_70b': 'llama3_3_70b'}
 _LLAMA3 = dict(num_kv_heads=8, head_dim=128, norm_eps=1e-5, rope_theta=500_000.0)
 # Targets of the feature-level papers; what they are trained and decoded on, the tensor axis of
 # training, drafted nodes of EAGLE-2's tree.
@@ -290,8 +303,9 @@ _FEATURE_SLICES = {
     'vicuna_7b': ('v5e:2x2', 'v5e:2x2', 1, 59), 'vicuna_33b': ('v5e:4x4', 'v4:2x2x1', 1, 47),
     'llama3_8b': ('v5e:2x4', 'v5e:2x2', 1, 59), 'llama3_70b': ('v5e:4x8', 'v4:2x2x2', 2, 47)}
 # What differs in released drafts: EAGLE-1's of Llama 3 have no bias, its one of the 33B has 13 key
-# heads; FSPAD's of the 8B is wider than the target's own layers.
+# heads; FSPAD's of the 8B is wider than the target's own layers; those of the 7B have another eps.
 _FEATURE_DRAFTS = {
+    ('vicuna_7b', 'eagle'): dict(norm_eps=1e-6), ('vicuna_7b', 'fspad'): dict(norm_eps=1e-6),
     ('vicuna_33b', 'eagle'): dict(num_kv_heads=13), ('llama3_8b', 'eagle'): dict(fusion_bias=False),
     ('llama3_70b', 'eagle'): dict(fusion_bias=False),
     ('llama3_8b', 'fspad'): dict(num_kv_heads=32, mlp_width=11_008)}
@@ -310,12 +324,12 @@ def feature_pod(name: str, target: str, draft: str) -> ml_collections.ConfigDict
   config.task.update(
       name='conversations', vocab_size=128_256 if is_llama3 else 32_000, max_length=2048,
       chat_template='llama-3' if is_llama3 else 'vicuna',
-      train_files=('gs://your-bucket/sharegpt.jsonl',),
-      vocabulary=f'gs://your-bucket/{"llama3" if is_llama3 else "vicuna"}.model')
+      max_examples=64_600, train_files=('{bucket}/sharegpt.jsonl',))
+  config.target.init_from = f'{{bucket}}/models/{target}'
   config.target.model.update(
       dict(tie_embeddings=False, dtype='bfloat16') | FEATURE_TARGETS[target])
   config.target.weights_dtype = 'bfloat16'
-  config.target.train.batch_size = 16  # only trained here if nothing is imported
+  config.target.train.update(steps=0, batch_size=16)
   config.draft.model = feature_draft(draft)
   config.draft.model.update(_FEATURE_DRAFTS.get((target, draft), {}))
   config.draft.train.update(steps=0, batch_size=16)
@@ -323,7 +337,7 @@ def feature_pod(name: str, target: str, draft: str) -> ml_collections.ConfigDict
   config.distill.rollout.max_new_tokens = 512
   recipe = 'eagle3' if draft == 'eagle3' else 'fspad'
   config.distill.train.update(feature_recipe(recipe), head_chunk=256)
-  depth = 8 if is_llama3 and draft == 'eagle3' else 6
+  depth = 8 if draft == 'eagle3' else 6
   config.evaluate.update(gammas=(5,), trees=('eagle1', f'dynamic k10 d{depth} n{nodes}'),
                          max_new_tokens=512, num_prompts=480, topology=decoding)
   config.evaluate.mesh.tensor = -1
@@ -337,7 +351,8 @@ def lk_pod(name: str, target: str, draft: str) -> ml_collections.ConfigDict:
   other losses are `distill.also`.
   """
   config = feature_pod(name, target, draft)
-  config.task.train_files = ('gs://your-bucket/infinity_instruct_0625.jsonl',)
+  config.task.update(max_examples=None, train_files=('{bucket}/infinity_instruct_0625.jsonl',))
+  config.target.init_from = f'{{bucket}}/models/{_LK_TARGETS[target]}'
   config.target.model.update(rope_scaling='llama3', rope_factor=8.0)
   config.draft.model['positions' if draft in ('medusa', 'mlp') else 'unrolled_steps'] = 6
   config.distill.update(objective='forward_kl', data_source='target', normalisation='token')
@@ -496,7 +511,7 @@ def sweep(studies: dict, taken: dict | None = None) -> list:
     cell = overrides(studies[names[0]], config)
     for which, (earlier, folder) in (taken or {}).get(name, {}).items():
       cell.update({f'{which}.init_from': f'{{sweep}}/cell-{names.index(earlier)}/{folder}',
-                   f'{which}.train.steps': 0, 'task.vocabulary': None})
+                   f'{which}.train.steps': 0})
     made.append(cell)
   return made
 

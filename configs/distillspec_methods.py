@@ -16,8 +16,8 @@ Fig. 2 compares their block efficiency; Fig. 3a puts its gain over the wall time
 control where there is one); Fig. 5a puts it over the draft's own quality, which `tables` gives as
 held-out cross-entropy (the paper: the task's score).
 
-  launch/tpu_sweep.sh --slices=1 --cells=0 configs/distillspec_methods.py        (full scale: XSum,
-  launch/tpu_sweep.sh --slices=4 --cells=1-4 --delete configs/distillspec_methods.py     v5e:4x4)
+  launch/tpu_sweep.sh --slices=1 --cells=0 configs/distillspec_methods.py \
+    --config.bucket=gs://...     (full scale: XSum, v5e:4x4; then --slices=4 --cells=1-4 --delete)
   python -m specdistill_jax.main --config=configs/distillspec_methods.py:small \
     --workdir=runs/methods --sweep=all                                   (twin: word problems)
   python -m specdistill_jax.tables --config=configs/distillspec_methods.py:small \

@@ -5,8 +5,8 @@ XSum and GSM8K, greedy and at temperature 1, draft length 7. Rows: fixed ground 
 samples, the target's, both. Columns: forward KL, reverse KL, JSD, TVD. A cell here is a task and a
 source; its four divergences are arms of one study, on the same draft, data, steps and seeds.
 
-  launch/tpu_sweep.sh --slices=2 --cells=0,4 configs/distillspec_recipe.py      (full scale: the
-  launch/tpu_sweep.sh --slices=6 --delete configs/distillspec_recipe.py          rest of v5e:4x4)
+  launch/tpu_sweep.sh --slices=2 --cells=0,4 configs/distillspec_recipe.py \
+    --config.bucket=gs://...     (full scale, v5e:4x4; then the other cells: --slices=6 --delete)
   python -m specdistill_jax.main --config=configs/distillspec_recipe.py:small \
     --workdir=runs/recipe --sweep=all                                      (twin: word problems)
   python -m specdistill_jax.tables --config=configs/distillspec_recipe.py:small \

@@ -6,16 +6,18 @@ XXL. A cell that only decodes takes its models from earlier ones: `bbh_standard`
 draft, `bbh_distilled` the distilled one; `xxl` trains the larger target, `xxl_standard` and
 `xxl_distilled` decode it with both drafts.
 
-  launch/tpu_sweep.sh --slices=1 --cells=0 configs/distillspec_transfer.py     (full scale; then
-  launch/tpu_sweep.sh --slices=3 --delete configs/distillspec_transfer.py       the other cells)
+  launch/tpu_sweep.sh --slices=1 --cells=0 configs/distillspec_transfer.py \
+    --config.bucket=gs://...              (full scale; then likewise --cells=1,2 and, on another
+                                           slice, --cells=3 and after it --cells=4,5)
   python -m specdistill_jax.main --config=configs/distillspec_transfer.py:small \
     --workdir=runs/transfer --sweep=all
   python -m specdistill_jax.tables --config=configs/distillspec_transfer.py:small \
     --workdir=runs/transfer
 
-bbh reads a folder with BIG-bench-hard's JSON files; XXL needs v4:2x2x4, so that its cells are a
-command of their own, `--cells=3-5`, with another launch/tpu.env. The twin distils on running text
-and decodes functions to summaries (`bbh_…`), a decoder pair in the vocabulary of the first cell.
+bbh reads a folder with BIG-bench-hard's JSON files (docs/full_scale.md); XXL needs v4:2x2x4, so
+that its cells have commands and a launch/tpu.env of their own; 4 and 5 take the target of cell 3.
+The twin distils on running text and decodes functions to summaries (`bbh_…`), a decoder pair in the
+vocabulary of the first cell.
 
 Cost: full scale not run. Twin: some 12 minutes, estimated, not measured.
 
@@ -58,7 +60,7 @@ def _full(name: str, cell: str) -> ml_collections.ConfigDict:
   config = common.distillspec_t5(name, 'gsm8k', 'xxl' if cell.startswith('xxl') else 'xl')
   if cell.startswith('bbh'):
     # 256 tokens more than GSM8K's longest prompts: some of these are longer.
-    config.task.update(name='bbh', data_dir='gs://your-bucket/bbh', max_length=1088,
+    config.task.update(name='bbh', data_dir='{bucket}/bbh', max_length=1088,
                        max_inputs=768, max_targets=320)
   return config
 

@@ -21,7 +21,7 @@ EAGLE-1 (arXiv 2401.15077), FSPAD (2408.15562, settled from its released code) a
 (2503.01840) with their losses, weights and noise: SmoothL1 on features and 0.1 cross-entropy on
 the target's law; EAGLE-3 cross-entropy alone over unrolled steps. AdamW (0.9, 0.95) and clipping
 by value at 0.5 are theirs as well; the learning rate is not (theirs, 3e-5 to 5e-5, is for
-width 4096 and hundreds of thousands of steps), nor is the draft vocabulary, all 1000 tokens here.
+width 4096 and 85,000 steps), nor is the draft vocabulary, all 1000 tokens here.
 
 Sizes: a target of 10.3M parameters; EAGLE-1 adds 1.4M, FSPAD 2.6M, EAGLE-3 2.2M, and the
 standalone draft has 1.9M.

@@ -4,8 +4,7 @@ Gui et al. 2024 (arXiv 2408.15562). Their released code (Luc4Gui/FSPAD) has the 
 FSPAD, `no_alignment` (EAGLE with feature sampling, one output), `no_sampling` (partial alignment, a
 plain linear input), and EAGLE without both, retrained alike; all with EAGLE-2's dynamic tree.
 
-  launch/tpu_sweep.sh --slices=4 --delete configs/fspad_ablation.py \
-    --config.target.init_from=gs://...
+  launch/tpu_sweep.sh --slices=4 --delete configs/fspad_ablation.py --config.bucket=gs://...
   python -m specdistill_jax.main --config=configs/fspad_ablation.py:small \
     --workdir=runs/ablation --sweep=all                                      (twin: running text)
   python -m specdistill_jax.tables --config=configs/fspad_ablation.py:small --workdir=runs/ablation

@@ -2,29 +2,32 @@
 
 Gui et al. 2024 (arXiv 2408.15562), settled from their released code (Luc4Gui/FSPAD). Targets:
 Vicuna 7B and 33B, Llama 3 Instruct 8B and 70B. EAGLE-1 is the row with the tree `eagle1`; EAGLE-2
-is the same draft with the dynamic tree, which FSPAD takes too. A target has four cells: two that train
-(`<target>_eagle`, `<target>_fspad`) and two that decode the 480 questions of Spec-Bench
+is the same draft with the dynamic tree, which FSPAD takes too. A target has four cells: two that
+train (`<target>_eagle`, `<target>_fspad`) and two that decode the 480 questions of Spec-Bench
 (`…_spec_bench`), with a line for each category.
 
-  launch/tpu_sweep.sh --slices=2 --cells=0,1 configs/fspad_spec_bench.py \
-    --config.target.init_from=gs://...
-  launch/tpu_sweep.sh --slices=2 --cells=2,3 --delete configs/fspad_spec_bench.py
+  launch/tpu_sweep.sh --slices=2 --cells=0,1 configs/fspad_spec_bench.py --config.bucket=gs://...
+  launch/tpu_sweep.sh --slices=2 --cells=2,3 --delete configs/fspad_spec_bench.py \
+    --config.bucket=gs://...                                                (docs/full_scale.md)
   python -m specdistill_jax.main --config=configs/fspad_spec_bench.py:small \
     --workdir=runs/spec_bench --sweep=all                                    (twin: running text)
   python -m specdistill_jax.tables --config=configs/fspad_spec_bench.py:small \
     --workdir=runs/spec_bench
 
-The first two commands are those of Vicuna 7B; the other targets are cells 4-7, 8-11 and 12-15, each
-with its own --config.target.init_from for the cells that train. Spec-Bench's file is
-`task.prompt_files`. The twin has one target of 3.8M, three seeds, and no categories.
+The first two commands are those of Vicuna 7B; the other targets are cells 4-7, 8-11 and 12-15.
+Spec-Bench's file is `task.prompt_files`; MT-bench's eight categories are one here, as there. A
+second turn without a reference answer to the first is left out. FSPAD compared its 33B with EAGLE's
+official weights; here both are trained. The twin has one target of 3.8M, three seeds, and no
+categories.
 
 Cost: full scale not run; docs/tpu_slices.md has the programs of FSPAD's cells.
 Twin: some 20 minutes, estimated, not measured.
 
 Published: FSPAD's own tables are not known to us, only that it generates 0.28 to 0.48 more tokens a
 cycle than EAGLE-2 (secondary); its cells stay blank. Beside them stand EAGLE-1 and EAGLE-2 from
-their papers, repository and Spec-Bench's leaderboard, each with its own set-up: Spec-Bench times
-prefill and drafts for Vicuna 1.3, FSPAD leaves prefill out and drafts for Vicuna 7B 1.5.
+their papers, repositories and Spec-Bench's leaderboard, each with its own set-up: Spec-Bench times
+prefill and drafts for Vicuna 1.3, FSPAD leaves prefill out and drafts for Vicuna 7B 1.5. Of the
+leaderboard other methods (Hydra, Medusa, PLD, Lookahead and more) are left out.
 
 Ours: not run yet.
 """
@@ -64,11 +67,13 @@ PUBLISHED = (
         'block efficiency', _LEADERBOARD, 'third-party', (_GREEDY,),
         ((_7B | _2, (4.34,)), (_7B | _1, (3.58,)), (_33B | _2, (4.05,)), (_33B | _1, (3.39,)))),
     *common.published(
-        'block efficiency', 'EAGLE-1, Tables 1 and 5', 'paper', _MT,
+        'block efficiency', 'EAGLE-1, Tables 1, 2, 5 and 7', 'paper', _MT,
         ((_7B | _1, (3.94, 3.17)), (_33B | _1, (3.68, 3.22)))),
     *common.published(
-        'speed-up', 'EAGLE-1, Tables 1 and 5, and EAGLE-2', 'paper', _MT,
-        ((_7B | _1, ('2.90x', '2.13x')), (_33B | _1, ('2.95x', None)))),
+        'speed-up', 'EAGLE-1, figure of its repository', "authors' repository", _MT,
+        ((_33B | _1, ('2.95x', None)),)),
+    *common.published(
+        'speed-up', 'EAGLE-2, Table 1', 'paper', _MT, ((_7B | _1, ('2.90x', '2.13x')),)),
     *common.published(
         'block efficiency', 'EAGLE-2, Table 1', 'paper', _MT, ((_7B | _2, (4.98, 4.28)),)),
     *common.published(
@@ -78,7 +83,7 @@ PUBLISHED = (
         ((_cell('llama3_8b') | _2, ('3.46x', None)), (_cell('llama3_8b') | _1, ('2.72x', None)),
          (_cell('llama3_70b') | _2, ('3.29x', None)), (_cell('llama3_70b') | _1, ('2.83x', None)))),
     *common.published(
-        'gain over EAGLE-2, tokens a cycle', 'FSPAD, digest', 'secondary; of all tables together',
+        'gain over EAGLE-2, tokens a cycle', 'FSPAD, digest', 'secondary',
         ({},), tuple((dict(cell=cell) | _2, ('+0.28 to +0.48',)) for cell in (
             'fspad', *(_cell(target, 'fspad')['cell'] for target in _TARGETS)))),
     *common.published(
@@ -107,7 +112,7 @@ def _study(scale: str, cell: str) -> ml_collections.ConfigDict:
   if cell.endswith('_spec_bench'):
     config.distill = None
     config.task.update(name='prompts', train_files=(),
-                       prompt_files=('gs://your-bucket/spec_bench/question.jsonl',))
+                       prompt_files=('{bucket}/spec_bench/question.jsonl',))
   elif scale == '':
     config.evaluate = None
   return config

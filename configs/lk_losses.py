@@ -4,7 +4,7 @@
 
 A study a draft, the argument naming it: `eagle3`, `mtp`, `medusa`, `mlp`, each trained from
 scratch, and `standalone`, a small decoder that starts from cross-entropy training and learns on
-its own samples (DistillSpec, arXiv 2310.08461), which neither paper tried with these losses. All
+its own samples (DistillSpec, arXiv 2310.08461), which neither paper tried with LK losses. All
 arms of a study share target, data, steps and seeds: forward KL, TVD, a fixed mixture of half and
 half, -log of the acceptance rate, the hybrid (eta = 3; Medusa 10), end-to-end TVD (Bebop,
 2606.12370) and DSpark's mixture (2607.05147). `…:eagle3,more` adds reverse KL, JSD, eta = 1,
@@ -23,7 +23,8 @@ Cost, and what was found: not yet run.
 
 Published (LLaMA-3.1-8B, means of MT-bench, HumanEval, GSM8K, over forward KL): EAGLE-3 at
 temperature 1 hybrid +3.8 %, -log alpha +3.3 %, fixed 0.5 +0.7 %, TVD -22 %; at temperature 0
-+1.7 %, +0.5 %, +0.6 %, -27 %. Medusa's hybrid +8 %, the MLP speculator's +8 %.
++1.8 % (derived; printed as 1.6), +0.5 %, +0.6 %, -27 %. The hybrid of Medusa and of the MLP
+speculator +8 % each at temperature 1, the latter by one odd figure; +1 % and +7 % at 0.
 """
 
 import ml_collections

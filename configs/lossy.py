@@ -3,7 +3,7 @@
 A lossy rule keeps drafted tokens that exact speculative decoding would refuse: faster, and no
 longer the target's law. The paper plots quality against latency on GSM8K for three leniency
 functions of epsilon; here the task is generated word problems with an exact answer, and beside
-the three stand typical and top-k acceptance (Medusa) and, at temperature 0, where leniency of
+the three stand typical (Medusa) and top-k acceptance and, at temperature 0, where leniency of
 one-hot laws does nothing, the greedy leniency of Leviathan et al. (2211.17192, A.5).
 
   launch/local.sh configs/lossy.py

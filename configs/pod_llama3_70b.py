@@ -2,10 +2,11 @@
 
   python -m specdistill_jax.compile --config=configs/pod_llama3_70b.py    (no TPU is needed)
   python -m specdistill_jax.main --config=configs/pod_llama3_70b.py --workdir=gs://... \
-    --config.task.train_files="('gs://.../chats.jsonl',)" --config.task.vocabulary=gs://...
+    --config.bucket=gs://...     (docs/full_scale.md)
 
-DistillSpec's on-policy loss on the models that people serve. Rows of 1,024 tokens, of which the
-draft writes up to 256 in a rollout. Settings are ours: no paper distils this pair.
+DistillSpec's on-policy loss on the models that people serve, both as released (instruct). Rows of
+1,024 tokens, of which the draft writes up to 256 in a rollout. Settings are ours: no paper distils
+this pair.
 
 Slice: v5e:8x8. Both models lie over all 64 chips, the teacher in bfloat16: heads, MLP and
 vocabulary over 4 (tensor), the width over 16, from which they are gathered layer by layer. Over
@@ -28,8 +29,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.topology = 'v5e:8x8'
   config.mesh.update(data=1, fsdp=-1, tensor=4)
   config.task.update(name='conversations', vocab_size=128_256, max_length=1024,
-                     chat_template='llama-3', train_files=('gs://your-bucket/chats.jsonl',),
-                     vocabulary='gs://your-bucket/llama3.model')
+                     chat_template='llama-3', train_files=('{bucket}/chats.jsonl',))
+  config.target.init_from = '{bucket}/models/llama3_1_70b'
+  config.draft.init_from = '{bucket}/models/llama3_2_1b'
+  for section in (config.target, config.draft):
+    section.train.update(steps=0, batch_size=64)
 
   shared = dict(head_dim=128, num_kv_heads=8, norm_eps=1e-5, rope_theta=500_000.0,
                 rope_scaling='llama3', dtype='bfloat16')
@@ -40,8 +44,6 @@ def get_config() -> ml_collections.ConfigDict:
       num_layers=16, width=2048, num_heads=32, head_dim=64, mlp_width=8192, rope_factor=32.0,
       tie_embeddings=True))
 
-  config.target.train.batch_size = 64  # only trained here if nothing is imported
-  config.draft.train.batch_size = 64
   config.distill.rollout.max_new_tokens = 256
   config.distill.train.update(
       steps=10_000, batch_size=64, learning_rate=1e-4, warmup_steps=500,

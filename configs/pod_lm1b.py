@@ -2,11 +2,11 @@
 
   python -m specdistill_jax.compile --config=configs/pod_lm1b.py    (no TPU is needed)
   python -m specdistill_jax.main --config=configs/pod_lm1b.py --workdir=gs://... \
-    --config.task.data_dir=gs://...                                  (on the slice)
+    --config.bucket=gs://...     (on the slice; docs/full_scale.md)
 
 Zhou et al., arXiv 2310.08461, give the totals of the two GPT-like decoders and nothing else:
 shapes, vocabulary of 32,000, rows of 64 tokens and 1,024 rows a step are guesses. The recipe is
-that of pod_t5_xl.
+that of pod_t5_xl, both models trained from scratch first.
 
 Slice: v5e:4x4. Both models are small: each chip has both, and its own rows. Decoding, batch 1,
 takes one chip (v5e:1x1).

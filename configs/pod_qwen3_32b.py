@@ -2,14 +2,14 @@
 
   python -m specdistill_jax.compile --config=configs/pod_qwen3_32b.py    (no TPU is needed)
   python -m specdistill_jax.main --config=configs/pod_qwen3_32b.py --workdir=gs://... \
-    --config.task.train_files="('gs://.../chats.jsonl',)" --config.task.vocabulary=gs://...
+    --config.bucket=gs://...     (docs/full_scale.md)
 
 As pod_llama3_70b, on v4: 16 chips with twice the memory hold a teacher of half the size.
 Settings are ours: no paper distils this pair.
 
 Slice: v4:2x2x4. Both models lie over all 16 chips, the teacher in bfloat16: heads, MLP and
-vocabulary over 4 (tensor), the width over 4, from which they are gathered layer by layer. Decoding, batch 1, splits both models over the 8
-chips of v4:2x2x2.
+vocabulary over 4 (tensor), the width over 4, from which they are gathered layer by layer. Decoding,
+batch 1, splits both models over the 8 chips of v4:2x2x2.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 
@@ -26,8 +26,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.topology = 'v4:2x2x4'
   config.mesh.update(data=1, fsdp=-1, tensor=4)
   config.task.update(name='conversations', vocab_size=151_936, max_length=1024,
-                     chat_template='qwen', train_files=('gs://your-bucket/chats.jsonl',),
-                     vocabulary='gs://your-bucket/qwen3.model')
+                     chat_template='qwen', train_files=('{bucket}/chats.jsonl',))
+  config.target.init_from = '{bucket}/models/qwen3_32b'
+  config.draft.init_from = '{bucket}/models/qwen3_0_6b'
+  for section in (config.target, config.draft):
+    section.train.update(steps=0, batch_size=32)
 
   shared = dict(head_dim=128, num_kv_heads=8, rope_theta=1e6, qk_norm=True, dtype='bfloat16')
   config.target.model.update(num_layers=64, width=5120, num_heads=64, mlp_width=25_600,

@@ -2,14 +2,14 @@
 
   python -m specdistill_jax.compile --config=configs/pod_t5_xxl.py    (no TPU is needed)
   python -m specdistill_jax.main --config=configs/pod_t5_xxl.py --workdir=gs://... \
-    --config.task.data_dir=gs://... --config.task.vocabulary=gs://...   (on the slice)
+    --config.bucket=gs://...     (on the slice; docs/full_scale.md)
 
-The pair of Leviathan et al. 2023 (arXiv 2211.17192), distilled with the recipe of pod_t5_xl;
-prompts and translations of 80 tokens.
+The pair of Leviathan et al. 2023 (arXiv 2211.17192), distilled with the recipe of pod_t5_xl but
+128 rows a step, short as they are; prompts and translations of 80 tokens.
 
 Slice: v4:2x2x4. Teacher and student are on every chip, the teacher in bfloat16. Rows are so short
 that a teacher split over the chips and gathered layer by layer would take the network longer than
-the products take the chip. Decoding, batch 1, takes one chip (v4:1x1x1), as published.
+the products take the chip. Decoding, batch 1, takes one chip (v4:1x1x1).
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 

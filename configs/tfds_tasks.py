@@ -15,10 +15,11 @@ DIR is a folder or a bucket (`gs://...`) in which TFDS has prepared the data set
 | gsm8k | gsm8k | `Q: ... A: Let's think step by step.` | 512 / 320 | test | exact answer |
 | lm1b | lm1b | none: plain text | 64 together | test | none |
 
-Lengths and prefixes are DistillSpec's (Zhou et al., arXiv 2310.08461) as its re-implementation
-has them; for GSM8K those of GKD (arXiv 2306.13649). Longer prompts and completions are cut, and
-the metadata in W/data says how many. `task.max_inputs`, `task.max_targets` and `task.max_length`
-change the lengths; `task.metric=rougeL` the metric; `task.max_examples` bounds what is read.
+Lengths and prefixes are those of mjbooo/RLSD, a re-implementation of DistillSpec (Zhou et al.,
+arXiv 2310.08461); GSM8K's lengths are of the kind of GKD's (arXiv 2306.13649; uncertain), its
+zero-shot prompt and LM1B's length ours. Longer prompts and completions are cut, and the metadata in
+W/data says how many. `task.max_inputs`, `task.max_targets` and `task.max_length` change the
+lengths; `task.metric=rougeL` the metric; `task.max_examples` bounds what is read.
 
 Cost: a step grows with `task.max_length`, up to twenty times a quickstart step (cnn_dailymail).
 The papers' figures are of pretrained T5 models and not to be expected from these.

@@ -54,7 +54,9 @@ def widths(config: ml_collections.ConfigDict) -> structs.Widths:
   if task_checks.is_language_modelling(task):
     return structs.Widths(task.prompt_length, task.max_length - task.prompt_length)
   inputs, targets = sources.lengths(task)
-  prompt = inputs or task.max_length - config.distill.rollout.max_new_tokens
+  new_tokens = next(section.max_new_tokens for section in (
+      config.distill and config.distill.rollout, config.evaluate) if section is not None)
+  prompt = inputs or task.max_length - new_tokens
   return structs.Widths(prompt, targets or task.max_length - prompt)
 
 
@@ -64,7 +66,7 @@ def build(config: ml_collections.ConfigDict, name: str, topology: str,
   devices = chips.devices(topology)
   if name in programs.TRAINING:
     return programs.training(config, widths(config), sharding.make_mesh(
-        **config.mesh, devices=devices), on_policy=name == 'on_policy')
+        **config.mesh, devices=devices), name=name)
   return programs.decoding(config, widths(config), sharding.make_mesh(
       **config.evaluate.mesh, devices=devices), name=name, shape=shape)
 
@@ -95,8 +97,9 @@ def document(config: ml_collections.ConfigDict, topology: str, decode_topology: 
   return dict(study=config.study, topology=topology, decode_topology=decode_topology,
               jax_version=jax.__version__, fits=all(found['fits'] for found in rows.values()),
               programs=list(rows.values()),
-              prediction=report.prediction(rows, gamma if tree is None else shape.depth,
-                                           config.evaluate.batch_size, alpha, tau, tree))
+              prediction=config.evaluate and report.prediction(
+                  rows, gamma if tree is None else shape.depth, config.evaluate.batch_size, alpha,
+                  tau, tree))
 
 
 def sweep(kind: str) -> list[str]:
@@ -125,8 +128,9 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
   checks.check(config)
   names = values.programs or list(programs.names(config))
   for name in names:
-    if name not in programs.NAMES:
-      raise ValueError(f'--programs names {name!r}; there are {", ".join(programs.NAMES)}')
+    if name not in programs.names(config):
+      raise ValueError(f'--programs names {name!r}; this config has '
+                       f'{", ".join(programs.names(config)) or "none"}')
   asked = values.topology or [config.topology]
   if asked == [None]:
     raise ValueError('--topology is missing and config.topology is None; give a slice, as in '
@@ -134,9 +138,11 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
   if values.sweep and len(asked) != 1:
     raise ValueError(f'--sweep goes over the slices of one chip, and --topology names {asked}')
   slices = sweep(asked[0].partition(':')[0]) if values.sweep else asked
-  gamma = values.gamma or max(config.evaluate.gammas)
+  if values.grow and config.distill is None:
+    raise ValueError('--grow lets the rows of config.distill grow, which is None')
+  gamma = values.gamma or max(config.evaluate.gammas if config.evaluate is not None else (0,))
   tree = values.tree
-  if tree == 'own':
+  if tree == 'own' and config.evaluate is not None:
     if not config.evaluate.trees:
       raise ValueError('--tree=own is the last of config.evaluate.trees, which is empty; name a '
                        "tree, as in --tree='dynamic k10 d6 n59'")
@@ -144,7 +150,8 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
   keep = pathlib.Path(values.keep) if values.keep else None
   documents, smallest = [], None
   for topology in slices:
-    own = values.decode_topology or (None if values.topology else config.evaluate.topology)
+    own = values.decode_topology or (
+        None if values.topology else config.evaluate and config.evaluate.topology)
     try:
       found = document(grown(config, topology) if values.grow else config, topology,
                        own or topology, names, gamma=gamma, tree=tree, alpha=values.alpha,
@@ -193,9 +200,15 @@ def _flags() -> flags.FlagValues:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """The command. Returns the exit status: 0, 1 if something does not fit, 2 after an error."""
+  """The command. Returns the exit status: 0, 1 if something does not fit, 2 after an error.
+
+  A sweep fits if one of its slices does.
+  """
   sys.path.append(str(_ROOT))  # config files import configs.common, wherever they are run from
   values = _flags()
+  if '--help' in (sys.argv if argv is None else argv):
+    print(f'{__doc__}\nflags:\n{values.get_help()}')
+    return 0
   try:
     values(list(sys.argv if argv is None else argv))
     if values.config is None:
@@ -205,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
     return 2
   print(json.dumps(result))
-  return 0 if any(found['fits'] for found in result['documents']) else 1
+  fits = [found['fits'] for found in result['documents']]
+  return 0 if (any if values.sweep else all)(fits) else 1
 
 
 if __name__ == '__main__':

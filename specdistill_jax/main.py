@@ -35,6 +35,7 @@ from specdistill_jax import processes
 from specdistill_jax import storage
 from specdistill_jax.stages import checks
 from specdistill_jax.stages import config_files
+from specdistill_jax.stages import places
 from specdistill_jax.stages import workdirs
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -116,7 +117,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str],
   """
   started = time.perf_counter()
   workdir = storage.path(workdir)
-  config = config_files.in_sweep(config, workdir)
+  config = places.resolved(config, workdir)
   checks.check(config)
   workdirs.check(config, workdir)
   if stages is None:
@@ -157,7 +158,7 @@ def replay(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], s
     step: `step_123`, or the path of the batch that training kept.
   """
   workdir = storage.path(workdir)
-  config = config_files.in_sweep(config, workdir)
+  config = places.resolved(config, workdir)
   checks.check(config)
   workdirs.check(config, workdir)
   module = importlib.import_module('specdistill_jax.stages.replay')
@@ -221,6 +222,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
     raise ValueError('--config is missing; give one, as in --config=configs/quickstart.py')
   config = config_files.load(path, cell)
   config_files.check_overrides(argv, config)
+  argv = config_files.unset(argv, config)
   config_flags.DEFINE_config_dict('config', config, 'Fields are set with --config.field=value.',
                                   lock_config=True, flag_values=values, sys_argv=argv)
   try:
@@ -302,7 +304,7 @@ def _refuse(error: BaseException) -> int:
 
 
 def _all_cells(argv: list[str]) -> int:
-  """Runs each cell of a sweep; the first status that is not 0 ends it."""
+  """Runs each cell of a sweep, the others too if one fails; being stopped ends it."""
   path, rest = _split(_split(argv, 'sweep')[1], 'config')
   workdir, rest = _split(rest, 'workdir')
   try:
@@ -311,16 +313,26 @@ def _all_cells(argv: list[str]) -> int:
     cells = config_files.cells(path)
   except ValueError as error:
     return _refuse(error)
+  failed = {}
   for cell in range(len(cells)):
     print(f'[cell {cell}] {cells[cell]}', flush=True)
-    status = main([*rest, f'--config={path}', f'--workdir={workdir}/cell-{cell}',
-                   f'--sweep={cell}'])
-    if status:
+    try:
+      status = main([*rest, f'--config={path}', f'--workdir={workdir}/cell-{cell}',
+                     f'--sweep={cell}'])
+    except Exception:  # a bug or a surprise: told in full, and the other cells are still wanted
+      traceback.print_exc()
+      status = 1
+    if status == processes.EXIT_AGAIN:
       return status
+    if status:
+      failed[cell] = status
     # A compiled program maps some memory, and Linux grants a process 65,530 mappings: a cell with
     # trees was seen to take 16,000, and the fourth in one process died of a segmentation fault.
     importlib.import_module('jax').clear_caches()
-  return 0
+  if failed:
+    print(f'error: of {len(cells)} cells failed {", ".join(map(str, failed))}; the same command '
+          'tries them again', file=sys.stderr, flush=True)
+  return min(failed.values(), default=0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,6 +66,38 @@ def test_its_own_tree_is_the_last_that_the_config_evaluates(monkeypatch, capsys)
   assert 'asked for dynamic k10 d6 n47' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('name, programs_of_it', [
+    ('distillspec_transfer.py:bbh_standard', ('target', *programs.DECODING)),
+    ('distillspec_garden.py:distil_base', ('target', 'train', 'on_policy')),
+    ('fspad_spec_bench.py', ('train',)),
+    ('fspad_spec_bench.py:vicuna_7b_eagle_spec_bench', programs.DECODING),
+    ('pod_feature_llama3.py:70b-eagle3', ('train', *programs.DECODING))])
+def test_a_study_has_the_programs_of_its_stages(name, programs_of_it, monkeypatch, capsys):
+  asked = []
+  monkeypatch.setattr(compile_command, 'document', lambda config, *where, **how: asked.append(
+      (where, how)) or dict(fits=True, programs=[], prediction=None, study=config.study))
+  monkeypatch.setattr(report, 'table', lambda documents: '')
+  assert compile_command.main(['compile', f'--config={CONFIGS}/{name}']) == 0
+  ((training, decoding, names), _), = asked
+  assert tuple(names) == programs_of_it and training and decoding
+  assert compile_command.main(
+      ['compile', f'--config={CONFIGS}/{name}', '--programs=serve']) == 2
+  assert f"this config has {', '.join(programs_of_it)}" in capsys.readouterr().err
+
+
+def test_the_targets_own_update_is_laid_out_as_it_is_trained():
+  made = config()
+  made.target.update(layout='sharded', teacher_layout='replicated')
+  mesh, widths = sharding.make_mesh(data=1, fsdp=4, tensor=2), structs.Widths(8, 24)
+  trained = programs.training(made, widths, mesh, name='target')
+  taught = programs.training(made, widths, mesh, name='train')
+  whole = lambda tree: [leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(tree)]
+  (state, teacher, *_), (_, frozen, *_) = trained.arguments, taught.arguments
+  assert teacher is None and all(whole(frozen)) and not all(whole(state.params))
+  assert jax.tree.structure(state.params) == jax.tree.structure(frozen)
+  assert trained.lower().as_text()
+
+
 PUBLISHED = dict(pod_t5_xl=('t5-v1.1-xl', 't5-v1.1-small'),
                  pod_t5_xxl=('t5-v1.1-xxl', 't5-v1.1-small'),
                  pod_lm1b=('lm1b-234m', 'lm1b-33m'),

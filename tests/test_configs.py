@@ -3,12 +3,16 @@
 import importlib.util
 import json
 import pathlib
+import re
+import shlex
 
 import ml_collections
 import pytest
 
 from configs import common
+from specdistill_jax import main
 from specdistill_jax.stages import checks
+from specdistill_jax.stages import places
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 FILES = sorted(path for path in CONFIGS.glob('*.py')
@@ -51,18 +55,6 @@ def test_config_is_legal(path):
   assert module.__doc__ and len(module.__doc__) > 40, 'a config is a page of a lab book'
 
 
-@pytest.mark.parametrize('name, arg', [
-    *(('feature_drafts', draft) for draft in ('eagle', 'fspad', 'fspad_no_sampling',
-                                              'fspad_no_alignment', 'eagle3')),
-    ('pod_feature_vicuna', '33b-eagle'), ('pod_feature_vicuna', '7b-eagle3'),
-    ('pod_feature_llama3', '8b-fspad'), ('pod_feature_llama3', '70b-eagle3')])
-def test_every_feature_draft_has_a_legal_study(name, arg):
-  config = load(CONFIGS / f'{name}.py').get_config(arg)
-  config.lock()
-  checks.check(config)
-  assert config.study == f'{name}_{arg}'.replace('-', '_')
-
-
 def test_the_sweep_of_feature_drafts_is_a_study_each():
   module = load(CONFIGS / 'feature_drafts.py')
   for draft, cell in zip(module.DRAFTS, module.get_sweep(), strict=True):
@@ -88,3 +80,50 @@ def test_table_of_legal_fields_is_that_of_the_defaults():
   for model in ('target', 'draft'):
     defaults[model]['model'] = None  # the fields of DecoderConfig
   assert defaults == legal(checks.LEGAL)
+
+
+# Every argument that a file takes; those of tables are in tests/test_paper_configs.py.
+DRAFTS = ('eagle', 'fspad', 'eagle3')
+ARGUMENTS = {
+    'quickstart': ('stdlib_docs', 'arithmetic'), 'lossy': ('fspad',),
+    'lk_losses': tuple(f'{draft}{more}' for draft in (
+        'eagle3', 'mtp', 'medusa', 'mlp', 'standalone') for more in ('', ',more')),
+    'feature_drafts': ('standalone', 'eagle', 'fspad', 'fspad_no_sampling', 'fspad_no_alignment',
+                       'eagle3'),
+    'pod_feature_vicuna': tuple(f'{size}-{draft}' for size in ('7b', '33b') for draft in DRAFTS),
+    'pod_feature_llama3': tuple(f'{size}-{draft}' for size in ('8b', '70b') for draft in DRAFTS),
+}
+
+
+@pytest.mark.parametrize('name, arg', [(name, arg) for name, args in ARGUMENTS.items()
+                                       for arg in args])
+def test_every_argument_makes_a_legal_study(name, arg):
+  config = load(CONFIGS / f'{name}.py').get_config(arg).lock()
+  checks.check(config)
+  assert config.study.startswith(name)
+
+
+def _commands():
+  """(file, words) of every command of `main` in a page of the lab book."""
+  for path in FILES:
+    text = load(path).__doc__.replace('\\\n', ' ')
+    for line in text.splitlines():
+      if line.strip().startswith('python -m specdistill_jax.main '):
+        command = re.split(r'  +\(', line.strip())[0]
+        yield path.stem, shlex.split(command.replace('...', 'bucket/x'))[2:]
+
+
+@pytest.mark.parametrize('name, words', list(_commands()))
+def test_commands_in_the_lab_book_are_taken(name, words):
+  """Their flags exist and go together; a model that a command names need not be there."""
+  words = [word for word in words if word != '--sweep=all']
+  values = main._parse(words)
+  assert values.workdir
+  config = places.resolved(values.config, pathlib.Path('/runs/w'))
+  config.update_from_flattened_dict(
+      {key: value for key, value in LEFT_TO_USER.get(name, {}).items()
+       if not config[key.split('.')[0]][key.split('.')[1]]})
+  for which in ('target', 'draft'):
+    if config[which].init_from is not None:
+      config[which].init_from = '{bucket}/unseen'
+  checks.check(config)

@@ -59,7 +59,7 @@ def test_prompt_files_become_rows_without_completions(model, tmp_path):
   assert texts == ['Compose a post.\n', 'What is 1 + 1?\n',
                    'What is 1 + 1?\nIt is 2.\nAnd 2 more?\n', 'Who?\n',
                    'def f(x):\n  """Adds one."""\n\n']
-  assert [row.category for row in rows] == ['writing', 'math', 'math', 'qa', 'HumanEval']
+  assert [row.category for row in rows] == ['MT-bench', 'MT-bench', 'MT-bench', 'qa', 'HumanEval']
   assert [row.reference for row in rows] == ['', 'It is 2.', 'It is 4.', '', '  return x + 1\n']
   assert all(row.prompt_length == len(row.tokens) and not row.loss_mask.any() for row in rows)
   # The post's rewriting needs the post.
@@ -69,7 +69,7 @@ def test_prompt_files_become_rows_without_completions(model, tmp_path):
   assert sorted(model.decode(tokens) for tokens, _ in chosen) == sorted(texts)
   drawn = shards.validation_rows(tmp_path / 'data', 5, seed=0)
   assert [(row.tokens.tolist(), row.reference) for row in drawn] == chosen
-  assert {row.category for row in drawn} == {'writing', 'math', 'qa', 'HumanEval'}
+  assert {row.category for row in drawn} == {'MT-bench', 'qa', 'HumanEval'}
 
 
 def test_prompts_are_written_as_the_template_writes_them(model, tmp_path):
@@ -78,7 +78,7 @@ def test_prompts_are_written_as_the_template_writes_them(model, tmp_path):
   assert [model.decode(row.tokens) for row in rows][2] == (
       '<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\nIt is 2.<|im_end|>\n'
       '<|im_start|>user\nAnd 2 more?<|im_end|>\n<|im_start|>assistant\n')
-  assert [row.category for row in rows] == ['writing', 'math', 'math', 'qa']
+  assert [row.category for row in rows] == ['MT-bench', 'MT-bench', 'MT-bench', 'qa']
   assert not any(row.loss_mask.any() for row in rows)
 
 
@@ -194,3 +194,8 @@ def test_a_given_vocabulary_must_have_the_size_of_the_config(model, tmp_path):
   config = study(model, prompt_files=(path,), vocabulary=str(tmp_path / 'absent.model'))
   with pytest.raises(ValueError, match="Cannot read the vocabulary '.*absent.model'"):
     prepare.run(config, tmp_path / 'work')
+
+
+def test_categories_of_mt_bench_are_their_own_in_its_own_file(tmp_path):
+  found, _ = prompts.read([put(tmp_path / 'mt_bench.jsonl', MT_BENCH[:2])])
+  assert [one.category for one in found] == ['writing', 'math', 'math']

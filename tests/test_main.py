@@ -11,6 +11,7 @@ import pytest
 
 from configs import common
 from specdistill_jax import main
+from specdistill_jax.training import preemption
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 QUICKSTART = f'--config={ROOT / "configs" / "quickstart.py"}'
@@ -203,6 +204,59 @@ def test_a_sweep_runs_its_cells_each_in_its_folder(capsys, tmp_path, ran):
     assert status == 2 and 'from 0 to 1' in err
   status, _, err = command(capsys, QUICKSTART, f'--workdir={tmp_path / "q"}', '--sweep=all')
   assert status == 2 and 'get_sweep()' in err
+
+
+def test_a_cell_that_fails_leaves_the_others_to_run(capsys, tmp_path, monkeypatch):
+  ran = []
+
+  def fails_first(stage, config, workdir):
+    ran.append(workdir.name)
+    if workdir.name == 'cell-0':
+      int('not a number')
+
+  monkeypatch.setattr(main, '_run_stage', fails_first)
+  (tmp_path / 'swept.py').write_text(SWEEP)
+  status, _, err = command(capsys, f'--config={tmp_path / "swept.py"}', '--stages=prepare',
+                           f'--workdir={tmp_path / "all"}', '--sweep=all')
+  assert status == 1 and ran == ['cell-0', 'cell-1']
+  assert 'invalid literal' in err and 'of 2 cells failed 0' in err
+
+  def stopped(*_):
+    ran.append('stopped')
+    raise preemption.Stopped('at step 3')
+
+  monkeypatch.setattr(main, '_run_stage', stopped)
+  status, *_ = command(capsys, f'--config={tmp_path / "swept.py"}', '--stages=prepare',
+                       f'--workdir={tmp_path / "again"}', '--sweep=all')
+  assert status == 75 and ran[2:] == ['stopped']
+
+
+def test_a_bucket_stands_in_every_path(capsys, tmp_path, ran):
+  flags = (QUICKSTART, f'--workdir={tmp_path / "w"}', '--stages=prepare',
+           '--config.task.name=xsum', '--config.task.data_dir={bucket}/tfds',
+           '--config.task.max_length=1088')
+  status, _, err = command(capsys, *flags)
+  assert status == 2 and not ran
+  assert "config.task.data_dir is '{bucket}/tfds' and config.bucket is None" in err
+  assert command(capsys, *flags, f'--config.bucket={tmp_path}/')[0] == 0
+  stored = json.loads((tmp_path / 'w' / 'config.json').read_text())
+  assert stored['task']['data_dir'] == f'{tmp_path}/tfds' and 'bucket' not in stored
+  assert ran == ['prepare']
+
+
+def test_a_field_that_may_be_none_is_unset(capsys, tmp_path, ran):
+  flags = (QUICKSTART, '--stages=prepare')
+  assert command(capsys, *flags, f'--workdir={tmp_path / "w"}',
+                 '--config.distill.train.clip_norm=None')[0] == 0
+  stored = json.loads((tmp_path / 'w' / 'config.json').read_text())
+  assert stored['distill']['train']['clip_norm'] is None
+  assert command(capsys, *flags, f'--workdir={tmp_path / "v"}', '--config.distill=None')[0] == 0
+  assert json.loads((tmp_path / 'v' / 'config.json').read_text())['distill'] is None
+  status, _, err = command(capsys, *flags, f'--workdir={tmp_path / "u"}', '--config.seed=None')
+  assert status == 2 and 'config.seed is set to None, and must have a value' in err
+  status, _, err = command(capsys, *flags, f'--workdir={tmp_path / "u"}', '--config.distill=None',
+                           '--config.distill.beta=None')
+  assert status == 2 and 'config.distill.beta is set to None, and must have a value' in err
 
 
 def test_a_sweep_forgets_the_programs_of_a_cell_before_the_next(capsys, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from specdistill_jax.evaluation import rows
 from specdistill_jax.evaluation import summary
 from specdistill_jax.stages import cells
 from specdistill_jax.stages import config_files
+from specdistill_jax.stages import places
 from specdistill_jax.stages import workdirs as workdirs_lib
 from specdistill_jax.training import preemption
 
@@ -266,9 +267,9 @@ def test_latex_keeps_what_it_would_read_otherwise():
 def test_what_a_cell_takes_from_others_is_beside_it(config, tmp_path):
   cell = config_files.load(config, '1')
   assert cell.target.init_from == '{sweep}/cell-0/target' and cell.target.train.steps == 0
-  found = config_files.in_sweep(cell, tmp_path / 'cell-1')
+  found = places.resolved(cell, tmp_path / 'cell-1')
   assert found.draft.init_from == f'{tmp_path}/cell-0/draft'
-  assert config_files.in_sweep(config_files.load(config), tmp_path).target.init_from is None
+  assert places.resolved(config_files.load(config), tmp_path).target.init_from is None
   with pytest.raises(ValueError, match='leave the cell out'):
     config_files.cells(f'{config}:small,draft')
 

@@ -1,7 +1,7 @@
 """The programs of a study as the compiler gets them: abstract arrays with their layout, no weights.
 
-`train` is the update on stored rows, `on_policy` the update with its rollout inside; `generate`
-decodes the target alone, `draft` the draft alone, `speculate` both with a chain or a tree. A
+`target` is the update of the target by cross-entropy, `train` that of the draft on stored rows,
+`on_policy` the same with its rollout inside; `generate` decodes the target alone, `draft` the draft alone, `speculate` both with a chain or a tree. A
 feature-level draft is never trained on its own text; `draft` feeds it its own outputs.
 """
 
@@ -32,7 +32,7 @@ from specdistill_jax.training import rollouts
 from specdistill_jax.training import state as state_lib
 from specdistill_jax.training import step as step_lib
 
-TRAINING = ('train', 'on_policy')
+TRAINING = ('target', 'train', 'on_policy')
 DECODING = ('generate', 'draft', 'speculate')
 NAMES = (*TRAINING, *DECODING)
 
@@ -65,10 +65,11 @@ class Program:
 
 
 def names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """The programs of a study."""
-  if not families.is_feature_draft(config.draft.model):
-    return NAMES
-  return tuple(name for name in NAMES if name != 'on_policy')
+  """The programs of a study, of the stages that it has."""
+  found = ['target'] if config.target.train.steps else []
+  if config.distill is not None:
+    found += ['train'] if families.is_feature_draft(config.draft.model) else ['train', 'on_policy']
+  return (*found, *(DECODING if config.evaluate is not None else ()))
 
 
 def _laid_out(tree: Any, shardings: Any) -> Any:
@@ -108,17 +109,18 @@ def _batch(rows: int, widths: structs.Widths, mesh: Mesh) -> structs.Batch:
 
 
 def training(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Mesh, *,
-             on_policy: bool) -> Program:
-  """The update of the draft towards the target, as `stages.distill` runs it."""
+             name: str) -> Program:
+  """The update of the target, or of the draft towards it as `stages.distill` runs it."""
+  if name == 'target':
+    return _update(name, config, 'target', config.target.train, widths, mesh,
+                   objectives.Objective(), None, None)
   distill = config.distill
-  settings = distill.train
-  state_lib.check(settings, sharding.rows_per_step(mesh))
   objective = objectives.from_spec(
       distill.objective, beta=distill.beta, normalisation=distill.normalisation,
       temperature=specs.serving_temperature(
           distill.temperature, config.evaluate and config.evaluate.temperatures))
   rollout = None
-  if on_policy:
+  if name == 'on_policy':
     if families.is_feature_draft(config.draft.model):
       raise ValueError(f'there is no program on_policy: {config.draft.model.family!r} learns on '
                        'given text alone')
@@ -129,24 +131,29 @@ def training(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
                               distill.rollout.top_p),
         max_new_tokens=new_tokens, prompt_width=widths.prompt)
 
+  teacher = module(config, 'target', mesh,
+                   layout=config.target.teacher_layout or config.target.layout,
+                   dtype=config.target.weights_dtype, unstacked=False)
+  return _update(name, config, 'draft', distill.train, widths, mesh, objective, rollout, teacher)
+
+
+def _update(name, config, which, settings, widths, mesh, objective, rollout, teacher) -> Program:
+  state_lib.check(settings, sharding.rows_per_step(mesh))
+  layout = config[which].layout
+
   def update(remat, **changed):
-    student = _model_config(config, 'draft', dropout=settings.dropout, remat=remat)
+    student = _model_config(config, which, dropout=settings.dropout, remat=remat)
     create = lambda: state_lib.create(
         families.init(student, jax.random.key(0)), state_lib.optimizer(settings, objective))
     abstract = jax.eval_shape(create)
-    function = step_lib.make(dict(settings) | changed, objective, rollout, mesh, abstract,
-                             config.draft.layout)
-    return function, _laid_out(
-        abstract, sharding.parameter_shardings(abstract, mesh, config.draft.layout))
+    function = step_lib.make(dict(settings) | changed, objective, rollout, mesh, abstract, layout)
+    return function, _laid_out(abstract, sharding.parameter_shardings(abstract, mesh, layout))
 
-  teacher = module(config, 'target', mesh, layout=config.target.layout,
-                   dtype=config.target.weights_dtype, unstacked=False)
   inputs = (teacher, _batch(settings.batch_size, widths, mesh), _key(mesh))
   function, state = update(settings.remat)
   plain, plain_state = update('none', head_chunk=None)
   return Program(
-      name='on_policy' if on_policy else 'train', function=function,
-      arguments=(state, *inputs), mesh=mesh, steps=widths.completion,
+      name=name, function=function, arguments=(state, *inputs), mesh=mesh, steps=widths.completion,
       tokens=settings.batch_size * widths.completion,
       reference=lambda: jax.make_jaxpr(plain)(plain_state, *inputs))
 

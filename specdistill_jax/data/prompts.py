@@ -1,6 +1,7 @@
 """Prompts for evaluation only: MT-bench, Spec-Bench and HumanEval files, BIG-bench-hard.
 
-None of these is trained on. A prompt keeps the category that its file gives it.
+None of these is trained on. A prompt keeps the category that its file gives it; Spec-Bench counts
+the eight of MT-bench as one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,10 @@ BBH_FILES = (
     'temporal_sequences', 'tracking_shuffled_objects_five_objects',
     'tracking_shuffled_objects_seven_objects', 'tracking_shuffled_objects_three_objects',
     'web_of_lies', 'word_sorting')
+
+
+MT_BENCH = frozenset(('writing', 'roleplay', 'reasoning', 'math', 'coding', 'extraction', 'stem',
+                      'humanities'))
 
 
 def bbh(data_dir: str) -> list[splits.Example]:
@@ -82,11 +87,21 @@ def read(paths: Sequence[str]) -> tuple[list[splits.Example], int]:
   for path in paths:
     if not isinstance(path, str) or not path.endswith(('.jsonl', '.jsonl.gz')):
       raise ValueError(f'Prompts are read from .jsonl or .jsonl.gz files, not {path!r}.')
+    of_file = []
     for number, record in files.json_objects(path):
       examples, missed = _prompt(record, f"'{path}', line {number}", f'{path}:{number}')
-      found += examples
+      of_file += examples
       left_out += missed
+    found += _pooled(of_file)
   return found, left_out
+
+
+def _pooled(examples: list[splits.Example]) -> list[splits.Example]:
+  """In a file that has other categories beside them, those of MT-bench are one."""
+  if all(one.category in MT_BENCH for one in examples):
+    return examples
+  return [one._replace(category='MT-bench') if one.category in MT_BENCH else one
+          for one in examples]
 
 
 def _prompt(record: dict, place: str, document: str) -> tuple[list[splits.Example], int]:

@@ -12,7 +12,6 @@ import ml_collections
 from specdistill_jax.evaluation import paper_tables
 from specdistill_jax.evaluation import rows as rows_lib
 from specdistill_jax.evaluation import ways
-from specdistill_jax.stages import config_files
 from specdistill_jax.stages import distill
 from specdistill_jax.stages import workdirs
 
@@ -112,11 +111,6 @@ def _other_settings(config, places) -> list[str]:
     stored, expected = _stored(place), workdirs.to_json(config)
     if stored is None:
       continue
-    for which in ('target', 'draft'):  # a sweep's folder may have another name by now
-      source = (expected[which] or {}).get('init_from') or ''
-      there = (stored.get(which) or {}).get('init_from') or ''
-      if config_files.SWEEP in source and there.endswith(source.removeprefix(config_files.SWEEP)):
-        expected[which]['init_from'] = stored[which]['init_from']
     if differences := workdirs.differences(stored, expected):
       notes.append(f'{place} was run with other settings than the config has: '
                    f'{_several(differences)}.')

@@ -5,7 +5,7 @@ Rules that look at several fields at once follow below it. Each error is one sen
 field, its value, and what would be right.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import difflib
 import math
@@ -18,6 +18,7 @@ from specdistill_jax.data import chat
 from specdistill_jax.data import quality
 from specdistill_jax.stages import feature_checks
 from specdistill_jax.stages import objective_checks
+from specdistill_jax.stages import places
 from specdistill_jax.stages import sources
 from specdistill_jax.stages import task_checks
 
@@ -161,6 +162,7 @@ LEGAL = dict(
     seed=whole(0),
     mesh=MESH,
     topology=optional(_topology),
+    bucket=optional(text),
     task=dict(
         name=one_of(*TASKS), vocab_size=whole(8), max_length=whole(2), prompt_length=whole(1),
         max_examples=optional(whole(1)), validation_fraction=INNER_FRACTION,
@@ -170,7 +172,7 @@ LEGAL = dict(
         max_targets=optional(whole(1)), data_dir=optional(text), vocabulary=optional(text),
         chat_template=optional(_chat_template), prompt_files=_paths),
     target=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=STEPS),
-                layout=LAYOUT, weights_dtype=DTYPE),
+                layout=LAYOUT, teacher_layout=optional(LAYOUT), weights_dtype=DTYPE),
     draft=dict(init_from=optional(text), model=anything, train=TRAIN | dict(steps=STEPS),
                layout=LAYOUT),
     distill=dict(
@@ -188,6 +190,16 @@ LEGAL = dict(
         bootstrap_samples=whole(1), mesh=MESH, topology=optional(_topology), **SAMPLING),
 )
 OPTIONAL_SECTIONS = ('target', 'draft', 'distill', 'evaluate')
+
+
+def may_be_none(path: Sequence[str]) -> bool:
+  """Whether the field, or section, of this path is legal without a value."""
+  legal = LEGAL
+  for name in path:
+    if not isinstance(legal, dict) or name not in legal:
+      return False
+    legal = legal[name]
+  return tuple(path) in zip(OPTIONAL_SECTIONS) if isinstance(legal, dict) else legal(None) is None
 
 
 def unknown_name(path: str, name: str, legal: Iterator[str]) -> str:
@@ -244,6 +256,8 @@ def _check_init_from(section: Any, name: str) -> str:
     if section.train.steps == 0:
       raise ValueError(f'config.{name}.train.steps is 0; it must be a whole number of at least 1, '
                        f'or {name}.init_from must name the model to take as it is')
+    return section.model.get('family', 'decoder')
+  if places.is_open(section.init_from):  # as long as nothing is run, `model` says what it will be
     return section.model.get('family', 'decoder')
   from specdistill_jax.checkpoints import pretrained  # as above
   try:

@@ -1,4 +1,4 @@
-"""Config files: what they define, their sweeps, and what a cell takes from others of its sweep."""
+"""Config files: what they define, their sweeps, and fields that the command line sets."""
 
 from collections.abc import Sequence
 import importlib.util
@@ -8,11 +8,9 @@ from typing import Any
 
 import ml_collections
 
-from specdistill_jax import storage
 from specdistill_jax.stages import checks
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-SWEEP = '{sweep}'  # in an `init_from`: the folder that holds the workdirs of all cells
 
 
 def module(path: str) -> tuple[Any, list[str]]:
@@ -62,21 +60,6 @@ def load(path: str, cell: str | None = None) -> ml_collections.ConfigDict:
   return config
 
 
-def in_sweep(config: ml_collections.ConfigDict,
-             workdir: pathlib.Path) -> ml_collections.ConfigDict:
-  """The config with `{sweep}` in its `init_from` replaced by the folder that holds `workdir`."""
-  sources = {which: config[which].init_from for which in ('target', 'draft')
-             if config[which] is not None and SWEEP in (config[which].get('init_from') or '')}
-  if not sources:
-    return config
-  made, folder = config.copy_and_resolve_references(), workdir.parent
-  if not str(folder).startswith(storage.SCHEME):
-    folder = folder.absolute()  # the same study, wherever the command is given
-  for which, source in sources.items():
-    made[which].init_from = source.replace(SWEEP, str(folder))
-  return made
-
-
 def check_overrides(argv: Sequence[str], config: Any) -> None:
   """Raises ValueError, one sentence, at the first `--config.a.b=` that names no field."""
   for argument in argv:
@@ -90,3 +73,26 @@ def check_overrides(argv: Sequence[str], config: Any) -> None:
       if name not in section:
         raise ValueError(checks.unknown_name(walked, name, list(section)))
       section, walked = section[name], f'{walked}{name}.'
+
+
+def unset(argv: Sequence[str], config: ml_collections.ConfigDict) -> list[str]:
+  """Carries out each `--config.a.b=None` of a field that may be None; returns the other arguments.
+
+  Raises:
+    ValueError: that field must have a value.
+  """
+  rest = []
+  for argument in argv:
+    path, _, value = argument.lstrip('-').partition('=')
+    if not path.startswith('config.') or value != 'None':
+      rest.append(argument)
+      continue
+    *sections, name = path.split('.')[1:]
+    if not checks.may_be_none((*sections, name)):
+      raise ValueError(f'{path} is set to None, and must have a value')
+    section = config
+    for step in sections:
+      section = section and section[step]
+    if section is not None:
+      section[name] = None
+  return rest

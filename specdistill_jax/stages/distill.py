@@ -64,7 +64,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path,
     raise ValueError(f'distill.data_source is {distill.data_source!r}, and must be one of '
                      f'{", ".join(DATA_SOURCES)}')
   mesh = sharding.make_mesh(**config.mesh)
-  teacher = store.load_model(workdir / 'target', mesh, layout=config.target.layout,
+  teacher = store.load_model(workdir / 'target', mesh,
+                             layout=config.target.teacher_layout or config.target.layout,
                              weights_dtype=config.target.weights_dtype)
   draft = store.load_model(workdir / 'draft', mesh, layout=config.draft.layout)
   teacher, draft = api.check_pair(teacher, draft)

@@ -6,6 +6,8 @@ from typing import Any
 
 import ml_collections
 
+from specdistill_jax.stages import places
+
 # Of drafters.families, named here since JAX is not yet wanted.
 FAMILIES = ('eagle', 'fspad', 'eagle3', 'mtp', 'medusa', 'mlp')
 DATA_SOURCES = ('fixed', 'target')
@@ -55,7 +57,7 @@ def _check_model(config: Any) -> None:
   if config.target is None:
     raise ValueError(f'config.target is None, and config.draft.model.family is {model.family!r}, '
                      'which needs one: give config.target')
-  if config.target.init_from is None:
+  if config.target.init_from is None or places.is_open(config.target.init_from):
     target = families.config(config.target.model, vocab_size=config.task.vocab_size)
   else:
     from specdistill_jax.checkpoints import pretrained
@@ -64,7 +66,7 @@ def _check_model(config: Any) -> None:
     families.config(model, target)
   except (ValueError, TypeError) as error:
     raise ValueError(f'config.draft.model is wrong: {error}') from error
-  if config.draft.init_from is not None:
+  if config.draft.init_from is not None and not places.is_open(config.draft.init_from):
     _check_init_from(config.draft, target)
 
 

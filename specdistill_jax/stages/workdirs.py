@@ -11,6 +11,7 @@ import ml_collections
 from specdistill_jax import processes
 from specdistill_jax import storage
 from specdistill_jax.losses import specs
+from specdistill_jax.stages import places
 
 SHOWN_DIFFERENCES = 3
 
@@ -24,10 +25,11 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """A config as JSON gives it back: plain dicts, lists for tuples, references resolved.
 
   Left out is what the report is asked and no measurement depends on, so that a finished study
-  can be asked again. Added are the lines of your own objectives, so that a study goes on only
+  can be asked again, and the bucket, which the paths name. Added are the lines of your own objectives, so that a study goes on only
   with the functions that it began with.
   """
   document = json.loads(json.dumps(config.to_dict()))
+  document.pop('bucket', None)
   if document.get('evaluate'):
     document['evaluate'].pop('max_quality_drop', None)
   distill = document.get('distill') or {}
@@ -61,12 +63,13 @@ def forget_failure(workdir: pathlib.Path) -> None:
 
 
 def differences(old: Any, new: Any, path: str = '') -> list[str]:
-  """Leaves that differ, as 'a.b is 1 there and 2 here'."""
+  """Leaves that differ, as 'a.b is 1 there and 2 here'; to have no value is as to be absent."""
   if isinstance(old, dict) and isinstance(new, dict):
-    names = list(old) + [name for name in new if name not in old]
+    names = [name for name in {**old, **new}
+             if old.get(name) is not None or new.get(name) is not None]
     return [line for name in names for line in differences(
         old.get(name, 'absent'), new.get(name, 'absent'), f'{path}.{name}' if path else name)]
-  return [] if old == new else [f'{path} is {old!r} there and {new!r} here']
+  return [] if places.may_be(old, new) else [f'{path} is {old!r} there and {new!r} here']
 
 
 def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
