@@ -33,11 +33,13 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 if importlib.util.find_spec('specdistill_jax') is None:
   here = pathlib.Path.cwd()
   checkout = here / 'specdistill_checkout'
-  root = next((folder for folder in (here, *here.parents, checkout)
-               if (folder / 'specdistill_jax' / '__init__.py').is_file()), None)
-  if root is None:
-    root = checkout
+  root = next((folder for folder in (here, *here.parents)
+               if (folder / 'specdistill_jax' / '__init__.py').is_file()), checkout)
+  if root == checkout and not checkout.is_dir():
+    if 'YOUR-NAME' in REPOSITORY:
+      raise ValueError(f'REPOSITORY is {REPOSITORY!r}; put in where your copy lies')
     subprocess.run(['git', 'clone', '--depth=1', REPOSITORY, str(root)], check=True)
+  if root == checkout and not (checkout / '.installed').exists():
     has_tpu = any(map(os.path.exists, ('/dev/accel0', '/dev/vfio/0')))
     needs = 'launch/requirements-tpu.txt' if has_tpu else 'requirements.txt'
     pip = [sys.executable, '-m', 'pip', 'install', '-q', '-c', root / 'constraints.txt']
@@ -45,6 +47,7 @@ if importlib.util.find_spec('specdistill_jax') is None:
     if os.path.exists('/dev/nvidia0'):
       from importlib.metadata import version
       subprocess.run([*pip, f'jax[cuda12]=={version("jax")}'], check=True)
+    (checkout / '.installed').touch()
   sys.path.insert(0, str(root))
 
 # %% [markdown]

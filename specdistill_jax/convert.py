@@ -2,8 +2,10 @@
 
   python -m specdistill_jax.convert --source=HF_DIRECTORY --destination=W/target
   python -m specdistill_jax.convert --source=W/distill/forward_kl-draft-seed0 --destination=DIR
+  python -m specdistill_jax.convert --source=EAGLE_DIRECTORY --destination=W/draft --target=DIR
 
-The source says which way it goes. Parameters keep their dtype unless `--dtype` names another.
+The source says which way it goes. Parameters keep their dtype unless `--dtype` names another. A
+feature-level draft may need its target, of which only the config is read.
 """
 
 from collections.abc import Sequence
@@ -17,6 +19,8 @@ def make_flags() -> flags.FlagValues:
   values = flags.FlagValues()
   flags.DEFINE_string('source', None, 'Directory of the model.', flag_values=values)
   flags.DEFINE_string('destination', None, 'Directory to be made.', flag_values=values)
+  flags.DEFINE_string('target', None, 'Directory of the target of a feature-level draft.',
+                      flag_values=values)
   flags.DEFINE_enum('dtype', None, ['float32', 'bfloat16'],
                     'Of the parameters that are written.', flag_values=values)
   flags.DEFINE_float('max_shard_gb', 5.0, 'Largest safetensors file, in 10^9 bytes.',
@@ -25,7 +29,8 @@ def make_flags() -> flags.FlagValues:
 
 
 def convert(source: str | pathlib.Path, destination: str | pathlib.Path, *,
-            dtype: str | None = None, max_shard_bytes: int = 5_000_000_000) -> str:
+            dtype: str | None = None, max_shard_bytes: int = 5_000_000_000,
+            target: str | pathlib.Path | None = None) -> str:
   """Converts a model, over all devices; returns a line about what was done.
 
   Raises:
@@ -45,7 +50,8 @@ def convert(source: str | pathlib.Path, destination: str | pathlib.Path, *,
     pretrained.save(model, destination, dtype=dtype, max_shard_bytes=max_shard_bytes)
     kind = 'a Hugging Face directory'
   else:
-    model = pretrained.load(source, mesh, parameter_dtype=dtype)
+    model = pretrained.load(source, mesh, parameter_dtype=dtype,
+                            target=target and pretrained.load_config(target))
     store.save_model(destination, model)
     kind = 'a checkpoint of specdistill_jax'
   return (f'{source} ({model.num_parameters / 1e6:.1f} million parameters) is now {kind}, '
@@ -68,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f'--{name} is missing; give --source=DIRECTORY and '
                          '--destination=DIRECTORY')
     print(convert(values.source, values.destination, dtype=values.dtype,
-                  max_shard_bytes=int(values.max_shard_gb * 1e9)))
+                  max_shard_bytes=int(values.max_shard_gb * 1e9), target=values.target))
   except (ValueError, flags.Error) as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
     return 2

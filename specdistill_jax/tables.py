@@ -11,7 +11,7 @@ table; the commands that fill it, and what is odd about rows, are told on standa
 pooled over seeds; brackets are 95 % intervals from bootstraps over prompts and seeds, those of gains
 paired by prompt. Overrides that the cells were run with are given here too: --config.field=value.
 
-Without --config: a line for each draft and method, a column for each way to decode.
+Without --config: a line for each draft and method, a column for each way to decode; plots are bars.
 """
 
 from collections.abc import Sequence
@@ -37,26 +37,34 @@ def load(workdir: pathlib.Path) -> list[dict[str, Any]]:
   return [row for row in found if row['config_hash'] == found[-1]['config_hash']]
 
 
-def table(workdirs: Sequence[pathlib.Path], figure: str = 'block_efficiency',
-          samples: int = 1000) -> tuple[list[str], list[list[str]]]:
-  """Header and lines; a cell is empty where a study has no such way to decode."""
-  from specdistill_jax.evaluation import formats  # a misspelt flag needs no NumPy
-  from specdistill_jax.evaluation import summary as summary_lib
-  columns: dict[tuple[Any, ...], None] = {}
-  lines: dict[tuple[str, ...], dict[tuple[Any, ...], str]] = {}
+def summaries(workdirs: Sequence[pathlib.Path],
+              samples: int = 1000) -> list[tuple[pathlib.Path, str, int, Any]]:
+  """(workdir, draft, its parameters, `evaluation.summary.Summary`) of all that was measured."""
+  from specdistill_jax.evaluation import summary as summary_lib  # a misspelt flag needs no NumPy
+  found = []
   for workdir in workdirs:
     rows = load(workdir)
-    parameters = {row['draft']: row['draft_parameters'] for row in rows}
-    for draft, size in parameters.items():
+    for draft, size in {row['draft']: row['draft_parameters'] for row in rows}.items():
       mine = [row for row in rows if row['draft'] == draft]
-      for found in summary_lib.summarise(mine, samples=samples):
-        shape = found.tree if found.is_tree else f'γ={found.gamma}'
-        column = (found.temperature, found.is_tree, shape, found.way)
-        line = (draft, f'{size / 1e6:.1f}M', found.method, str(found.num_seeds))
-        name = FIGURES[figure]
-        columns.setdefault(column)
-        lines.setdefault(line, {})[column] = formats.brackets(
-            getattr(found, name), getattr(found, f'{name}_interval'))
+      found += [(workdir, draft, size, one)
+                for one in summary_lib.summarise(mine, samples=samples)]
+  return found
+
+
+def table(measured: Sequence[tuple[pathlib.Path, str, int, Any]],
+          figure: str = 'block_efficiency') -> tuple[list[str], list[list[str]]]:
+  """Header and lines of `summaries`; a cell is empty where a study has no such way to decode."""
+  from specdistill_jax.evaluation import formats  # as above
+  columns: dict[tuple[Any, ...], None] = {}
+  lines: dict[tuple[str, ...], dict[tuple[Any, ...], str]] = {}
+  for _, draft, size, found in measured:
+    shape = found.tree if found.is_tree else f'γ={found.gamma}'
+    column = (found.temperature, found.is_tree, shape, found.way)
+    line = (draft, f'{size / 1e6:.1f}M', found.method, str(found.num_seeds))
+    name = FIGURES[figure]
+    columns.setdefault(column)
+    lines.setdefault(line, {})[column] = formats.brackets(
+        getattr(found, name), getattr(found, f'{name}_interval'))
   ordered = sorted(columns)
   ways = {way for _, is_tree, _, way in ordered if not is_tree}
   header = ['draft', 'parameters', 'method', 'seeds'] + [
@@ -64,6 +72,22 @@ def table(workdirs: Sequence[pathlib.Path], figure: str = 'block_efficiency',
       for temperature, is_tree, shape, way in ordered]
   return header, [[*line, *(cells.get(column, '') for column in ordered)]
                   for line, cells in lines.items()]
+
+
+def bars(measured: Sequence[tuple[pathlib.Path, str, int, Any]], folder: pathlib.Path,
+         figure: str) -> list[str]:
+  """Draws `summaries` as bars, a group for each workdir and draft; returns sentences."""
+  from specdistill_jax.evaluation import paper_tables
+  from specdistill_jax.evaluation import table_plots  # matplotlib takes a second to import
+  several = len({workdir for workdir, *_ in measured}) > 1
+  fields = [name for name in paper_tables.Setting._fields if name not in (
+      'objective', 'data_source')]
+  made = [paper_tables.Line(
+      dict(cell=f'{workdir.name}, {draft}' if several else draft, category=found.category,
+           **{name: getattr(found, name) for name in fields}),
+      task='', method=found.method, summary=found) for workdir, draft, _, found in measured]
+  drawn = table_plots.draw(('bars',), made, folder, figure)
+  return [f'{path} is drawn.' for path in drawn]
 
 
 def _cells(path: str, words: Sequence[str]) -> tuple[Any, list[str], list[Any], bool]:
@@ -77,7 +101,7 @@ def _cells(path: str, words: Sequence[str]) -> tuple[Any, list[str], list[Any], 
   for number in range(count):
     config = config_files.load(path, str(number) if in_sweep else None)
     config_files.check_overrides(words, config)
-    values, argv = flags.FlagValues(), ['tables', *words]
+    values, argv = flags.FlagValues(), ['tables', *config_files.unset(words, config)]
     config_flags.DEFINE_config_dict('config', config, lock_config=True, flag_values=values,
                                     sys_argv=argv)
     values(argv)
@@ -159,7 +183,7 @@ def make_flags() -> flags.FlagValues:
                     flag_values=values)
   flags.DEFINE_enum('format', 'markdown', list(FORMATS), 'How it is written.',
                     flag_values=values)
-  flags.DEFINE_string('plots', None, 'With --config: folder to draw the plots into.',
+  flags.DEFINE_string('plots', None, 'Folder to draw the plots into.',
                       flag_values=values)
   flags.DEFINE_integer('bootstrap_samples', 1000, 'Of each interval.', lower_bound=1,
                        flag_values=values)
@@ -191,12 +215,13 @@ def _answer(values: flags.FlagValues, config: str | None, words: Sequence[str]) 
     if not values.workdir:
       raise ValueError('--workdir is missing; give --workdir=W1,W2, or --config for the table of '
                        'a paper')
-    if words or values.plots or values.figure not in FIGURES:
-      raise ValueError('--plots, --figure=speed and overrides need --config')
+    if words or values.figure not in FIGURES:
+      raise ValueError('--figure=speed and overrides need --config')
     from specdistill_jax.evaluation import formats
-    made = table([storage.path(name) for name in values.workdir], values.figure,
-                 values.bootstrap_samples)
-    return formats.written(*made, values.format), ()
+    measured = summaries([storage.path(name) for name in values.workdir],
+                         values.bootstrap_samples)
+    notes = bars(measured, storage.path(values.plots), values.figure) if values.plots else ()
+    return formats.written(*table(measured, values.figure), values.format), notes
   if not values.workdir:
     from specdistill_jax.stages import config_files
     entries = getattr(config_files.module(config)[0], 'PUBLISHED', ())

@@ -5,7 +5,10 @@ import pytest
 from configs import common
 from specdistill_jax.decoding import rules
 from specdistill_jax.losses import objectives
+from specdistill_jax.drafters import families
+from specdistill_jax.evaluation import tradeoff
 from specdistill_jax.stages import checks
+from specdistill_jax.stages import feature_checks
 from specdistill_jax.stages import distill
 
 WRONG = [
@@ -194,7 +197,8 @@ def test_names_are_those_that_the_stages_know():
   assert checks.DATA_SOURCES == distill.DATA_SOURCES
   assert set(checks.OBJECTIVES) == {*objectives.DIVERGENCES, objectives.CROSS_ENTROPY,
                                     objectives.FEATURE}
-  assert checks.RULES == rules.NAMES
+  assert checks.RULES == rules.NAMES and set(tradeoff.RULES) == set(rules.NAMES)
+  assert set(feature_checks.FAMILIES) == set(families.FEATURE_DRAFTS)
 
 
 @pytest.mark.parametrize('pairs,right', [

@@ -1,6 +1,9 @@
 """The evaluate stage on untrained models: rows, resuming, and what is left null."""
 
 import dataclasses
+import pathlib
+import subprocess
+import tarfile
 
 import jax
 import numpy as np
@@ -255,3 +258,18 @@ def test_a_finished_study_can_be_asked_for_another_budget(workdir):
   report.run(config, workdir)
   assert (workdir / 'results.jsonl').read_bytes() == lines
 
+
+def test_an_archive_knows_its_commit(tmp_path):
+  """Launchers send `git archive` to the hosts, which have no repository."""
+  root = pathlib.Path(__file__).resolve().parents[1]
+  if not (root / '.git').exists():
+    pytest.skip('not in a git checkout')
+  git = lambda *words: subprocess.run(['git', '-C', str(root), *words], capture_output=True,
+                                      check=True).stdout
+  (tmp_path / 'code.tar').write_bytes(git('archive', 'HEAD', 'launch/COMMIT'))
+  with tarfile.open(tmp_path / 'code.tar') as archive:
+    archive.extractall(tmp_path)
+  head = git('rev-parse', 'HEAD').decode().strip()
+  assert evaluate.commit(tmp_path) == head and evaluate.commit(root).startswith(head)
+  (tmp_path / 'launch' / 'COMMIT').write_bytes((root / 'launch' / 'COMMIT').read_bytes())
+  assert evaluate.commit(tmp_path) is None and evaluate.commit(tmp_path / 'launch') is None

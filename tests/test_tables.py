@@ -33,7 +33,7 @@ def workdirs(tmp_path_factory):
 
 
 def test_cells_are_those_of_the_summaries(workdirs):
-  header, lines = tables.table(workdirs, samples=50)
+  header, lines = tables.table(tables.summaries(workdirs, samples=50))
   assert header == ['draft', 'parameters', 'method', 'seeds', 'T=0, γ=3', 'T=0, γ=5', 'T=1, γ=3',
                     'T=1, γ=5', 'T=1, eagle1']
   assert [line[:4] for line in lines] == [
@@ -129,7 +129,10 @@ def run(capsys, *arguments):
   return {(one[0], one[header.index('method')]): dict(zip(header, one)) for one in lines}, err
 
 
-TVD, KL = 'DistillSpec (tvd, {})', 'DistillSpec (forward_kl, {})'
+def name(objective, source):
+  return f'{"DistillSpec" if "draft" in source else "distilled"} ({objective}, {source})'
+
+
 
 
 def test_figures_gains_and_what_was_published_stand_in_one_line(config, tmp_path, capsys):
@@ -137,7 +140,7 @@ def test_figures_gains_and_what_was_published_stand_in_one_line(config, tmp_path
   write(tmp_path / 'cell-1', cell_rows('draft'))
   found, err = run(capsys, f'--config={config}', f'--workdir={tmp_path}')
   assert len(found) == 6 + 2 and 'python -m' not in err  # the target alone, of each cell
-  mine = found['fixed', TVD.format('fixed')]
+  mine = found['fixed', name('tvd', 'fixed')]
   assert (mine['seeds'], mine['decoding'], mine['T']) == ('2', 'γ=3', '1')
   assert mine['block efficiency'] == '3.00 [3.00, 3.00]'
   assert mine['speed-up'] == '6.00x [6.00, 6.00]'
@@ -146,8 +149,8 @@ def test_figures_gains_and_what_was_published_stand_in_one_line(config, tmp_path
   assert mine[gain] == '+1.00 [+1.00, +1.00]' and not found['fixed', 'standard SD'][gain]
   assert mine['published'] == '3.10'
   assert mine['published: what, where, trust'] == 'block efficiency, An & Other (paper)'
-  assert found['draft', TVD.format('draft')]['published'] == 'not known'
-  assert not found['fixed', KL.format('fixed')]['published']
+  assert found['draft', name('tvd', 'draft')]['published'] == 'not known'
+  assert not found['fixed', name('forward_kl', 'fixed')]['published']
   assert '1 published figures stand beside no line' in err
   assert tables.main(['tables', f'--config={config}', f'--workdir={tmp_path}']) == 0
   assert '| elsewhere | 9.90 |' in capsys.readouterr().out
@@ -164,7 +167,7 @@ def test_gains_are_paired_by_prompt(tmp_path, capsys):
     row['counts'] = counts.tolist()
   write(tmp_path / 'cell-0', made)
   found, _ = run(capsys, f'--config={path}', f'--workdir={tmp_path}')
-  mine = found['fixed', TVD.format('fixed')]
+  mine = found['fixed', name('tvd', 'fixed')]
   assert mine['gain in block efficiency over standard SD'] == '+50.0 % [+50.0, +50.0]'
   low, high = map(float, mine['block efficiency'].partition('[')[2].rstrip(']').split(', '))
   assert high - low > 0.1
@@ -175,8 +178,8 @@ def test_missing_failed_and_unfinished_lines_each_say_so_with_their_command(
   write(tmp_path / 'cell-0', cell_rows('fixed', ('forward_kl',), seeds=(0,)))
   where = (f'--config={config}:small', f'--workdir={tmp_path}', '--config.evaluate.num_prompts=12')
   found, err = run(capsys, *where)
-  assert found['fixed', KL.format('fixed')]['seeds'] == '1 of 2 seeds'
-  assert found['fixed', TVD.format('fixed')]['α'] == 'missing'
+  assert found['fixed', name('forward_kl', 'fixed')]['seeds'] == '1 of 2 seeds'
+  assert found['fixed', name('tvd', 'fixed')]['α'] == 'missing'
   assert found['draft', 'standard SD']['α'] == 'missing'
   command = (f'  python -m specdistill_jax.main --config={config}:small '
              f'--workdir={tmp_path}/cell-{{0}} --sweep={{0}} --config.evaluate.num_prompts=12')
@@ -184,7 +187,7 @@ def test_missing_failed_and_unfinished_lines_each_say_so_with_their_command(
                                    'cell 1, draft, has not run:', command.format(1)]
   workdirs_lib.record_failure(tmp_path / 'cell-0', 'distill', OSError('no\nroom'))
   found, err = run(capsys, *where)
-  assert found['fixed', TVD.format('fixed')]['α'] == 'failed'
+  assert found['fixed', name('tvd', 'fixed')]['α'] == 'failed'
   assert found['fixed', 'standard SD']['α'].startswith('0.50')
   assert 'cell 0, fixed, failed in stage distill, OSError: no room:' in err
 
@@ -225,7 +228,7 @@ def test_foreign_and_doubled_rows_are_left_out_and_told(config, tmp_path, capsys
   old = [line('fixed', 'tvd', 0, 9.0, config_hash='old')]
   write(tmp_path / 'cell-0', [*old, *cell_rows('fixed'), line('fixed', 'tvd', 1, 9.0), *foreign])
   found, err = run(capsys, f'--config={config}', f'--workdir={tmp_path},{tmp_path}/none')
-  assert found['fixed', TVD.format('fixed')]['block efficiency'] == '3.00 [3.00, 3.00]'
+  assert found['fixed', name('tvd', 'fixed')]['block efficiency'] == '3.00 [3.00, 3.00]'
   assert '3 rows are foreign to the table and left out: study imaginary_fixed, tvd, T=1' in err
   assert '1 rows are of settings that are there already' in err
   assert f'{tmp_path}/none has no cell of this table yet' in err
@@ -278,6 +281,15 @@ def test_the_page_of_published_figures_is_up_to_date():
   """After a change of PUBLISHED: python -m specdistill_jax.tables --published."""
   page = pathlib.Path(__file__).resolve().parents[1] / 'docs' / 'published.md'
   assert page.read_text(encoding='utf-8') == tables.published_page() + '\n'
+
+
+def test_studies_side_by_side_are_drawn_too(workdirs, tmp_path, capsys):
+  found = ','.join(map(str, workdirs))
+  assert tables.main(['tables', f'--workdir={found}', '--bootstrap_samples=50',
+                      f'--plots={tmp_path / "plots"}']) == 0
+  out, err = capsys.readouterr()
+  assert '| fspad 1x320 |' in out and f'{tmp_path / "plots" / "bars.png"} is drawn.' in err
+  assert (tmp_path / 'plots' / 'bars.png').read_bytes()[:4] == b'\x89PNG'
 
 
 @pytest.mark.parametrize('arguments, sentence', [

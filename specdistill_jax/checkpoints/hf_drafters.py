@@ -50,7 +50,14 @@ def _layer(prefix: str) -> tuple[Entry, ...]:
 
 
 def table(config: feature_config.FeatureConfig, layer: str | None = None) -> key_tables.Table:
-  """The key table of a draft; `layer` is what the keys of its layer begin with in a file."""
+  """The key table of a draft; `layer` is what the keys of its layer begin with in a file.
+
+  Raises:
+    ValueError: there is no format for drafts of its family.
+  """
+  if config.family not in ARCHITECTURES:
+    raise ValueError(f'there is no file format for drafts of the family {config.family!r}, only '
+                     f'for {", ".join(ARCHITECTURES)}')
   if config.family == 'eagle3':
     layer = layer or 'midlayer.'
     entries = (

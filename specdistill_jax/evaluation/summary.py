@@ -28,8 +28,9 @@ class Summary:
   Attributes:
     category: of the prompts; None: all of them.
     method: 'standard SD' (undistilled), 'control' (as many further cross-entropy steps), 'SeqKD'
-      (cross-entropy on the target's text), 'feature-level draft (data source)', or
-      'DistillSpec (objective, data source)'.
+      (cross-entropy on the target's text), 'feature-level draft (data source)' by its paper's own
+      loss, 'DistillSpec (objective, data source)' where a draft learns on its own text, or
+      'distilled (objective, data source)'.
     counts_kpc: `[seeds, batches, len(rows.COUNTS)]`.
   """
   category: str | None
@@ -88,7 +89,8 @@ def method(row: Mapping[str, Any]) -> str:
     return CONTROL if row['data_source'] == 'fixed' else SEQKD
   if row['objective'] == 'feature':  # such a draft by its papers' own loss
     return f'feature-level draft ({row["data_source"]})'
-  return f'DistillSpec ({row["objective"]}, {row["data_source"]})'
+  name = 'DistillSpec' if 'draft' in row['data_source'] else 'distilled'
+  return f'{name} ({row["objective"]}, {row["data_source"]})'
 
 
 def _pool(rows: Sequence[Mapping[str, Any]], samples: int) -> Summary:

@@ -43,6 +43,7 @@ from specdistill_jax.stages import sample_texts
 from specdistill_jax.stages import tree_pictures
 from specdistill_jax.stages import workdirs
 
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _ARM = re.compile(r'([^-]+)-([^-]+)-seed(\d+)')  # as distill.arm_names writes it
 
 
@@ -118,11 +119,15 @@ def load_prompts(config: ml_collections.ConfigDict, workdir: pathlib.Path,
                  batched([row.category for row in chosen]))
 
 
-def commit() -> str | None:
-  """The commit that this code is at, with '-dirty' if it was changed; None outside of git."""
-  root = pathlib.Path(__file__).resolve().parents[2]
+def commit(root: pathlib.Path = _ROOT) -> str | None:
+  """The commit that this code is at, with '-dirty' if it was changed; None if nothing tells.
+
+  Outside of git the file COMMIT does, in which `git archive`, and so the launchers, puts it.
+  """
   if not (root / '.git').exists():
-    return None
+    path = root / 'launch' / 'COMMIT'
+    archived = path.read_text(encoding='utf-8').strip() if path.is_file() else '$'
+    return None if archived.startswith('$') else archived
   try:
     found = subprocess.run(
         ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=40',

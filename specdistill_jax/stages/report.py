@@ -243,7 +243,7 @@ def show(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   for previous, line in zip([None, *lines], lines):
     if previous is not None and previous[:2] != line[:2]:
       shown.add_section()
-    style = 'bold' if line[2].startswith('DistillSpec') else None
+    style = 'bold' if line[2].startswith(('DistillSpec', 'distilled')) else None
     shown.add_row(*line, style=style)
   # Wide enough for the table where there is no terminal to ask, as in a log file.
   console = rich_console.Console()
