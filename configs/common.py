@@ -204,6 +204,7 @@ def evaluate() -> ml_collections.ConfigDict:
       max_quality_drop=_optional(float),  # share of the target's quality that the report may spend
       mesh=ml_collections.ConfigDict(dict(data=1, fsdp=1, tensor=1)),  # of the devices that decode
       topology=_optional(str),       # of the slice that decodes; None: the study's
+      weights_dtype='float32',       # float32 | bfloat16: of both models as they decode
       batch_size=1,
       num_prompts=24,
       max_new_tokens=48,
@@ -261,7 +262,8 @@ def distillspec_t5(name: str, task_name: str, target: str = 'xl',
   config.distill.rollout.max_new_tokens = new_tokens
   config.distill.train.update(distillspec_recipe(batch_size=32))
   config.evaluate.update(gammas=(3, 5, 7), max_new_tokens=new_tokens, num_prompts=500,
-                         topology='v4:1x1x1' if is_largest else 'v5e:1x1')
+                         topology='v4:1x1x1' if is_largest else 'v5e:1x1',
+                         weights_dtype='bfloat16')
   return config
 
 
@@ -283,14 +285,14 @@ def distillspec_lm1b(name: str) -> ml_collections.ConfigDict:
   config.distill.rollout.max_new_tokens = 56
   config.distill.train.update(distillspec_recipe(batch_size=1024), head_chunk=16)
   config.evaluate.update(gammas=(3, 5, 7), max_new_tokens=56, num_prompts=500,
-                         topology='v5e:1x1')
+                         topology='v5e:1x1', weights_dtype='bfloat16')
   return config
 
 
 _LK_TARGETS = {'llama3_8b': 'llama3_1_8b', 'llama3_70b': 'llama3_3_70b'}
 _LLAMA3 = dict(num_kv_heads=8, head_dim=128, norm_eps=1e-5, rope_theta=500_000.0)
-# Targets of the feature-level papers; what they are trained and decoded on, the tensor axis of
-# training, drafted nodes of EAGLE-2's tree.
+# Targets of the feature-level papers; what they are trained and decoded on (the chips of one host,
+# the first, which decodes alone), the tensor axis of training, drafted nodes of EAGLE-2's tree.
 FEATURE_TARGETS = {
     'vicuna_7b': dict(num_layers=32, width=4096, num_heads=32, num_kv_heads=32, head_dim=128,
                       mlp_width=11_008, norm_eps=1e-5),
@@ -301,7 +303,7 @@ FEATURE_TARGETS = {
 }
 _FEATURE_SLICES = {
     'vicuna_7b': ('v5e:2x2', 'v5e:2x2', 1, 59), 'vicuna_33b': ('v5e:4x4', 'v4:2x2x1', 1, 47),
-    'llama3_8b': ('v5e:2x4', 'v5e:2x2', 1, 59), 'llama3_70b': ('v5e:4x8', 'v4:2x2x2', 2, 47)}
+    'llama3_8b': ('v5e:2x4', 'v5e:2x2', 1, 59), 'llama3_70b': ('v5e:4x8', 'v5p:2x2x1', 2, 47)}
 # What differs in released drafts: EAGLE-1's of Llama 3 have no bias, its one of the 33B has 13 key
 # heads; FSPAD's of the 8B is wider than the target's own layers; those of the 7B have another eps.
 _FEATURE_DRAFTS = {
@@ -339,7 +341,8 @@ def feature_pod(name: str, target: str, draft: str) -> ml_collections.ConfigDict
   config.distill.train.update(feature_recipe(recipe), head_chunk=256)
   depth = 8 if draft == 'eagle3' else 6
   config.evaluate.update(gammas=(5,), trees=('eagle1', f'dynamic k10 d{depth} n{nodes}'),
-                         max_new_tokens=512, num_prompts=480, topology=decoding)
+                         max_new_tokens=512, num_prompts=480, topology=decoding,
+                         weights_dtype='bfloat16')
   config.evaluate.mesh.tensor = -1
   return config
 

@@ -17,7 +17,7 @@ before each answer, and EAGLE-3 was tested on Llama 3.1 and 3.3.
 
 Slices. 8B: v5e:2x4, spread over the 8 chips, two rows on each; decoding, batch 1, splits it by
 heads over v5e:2x2. 70B: v5e:4x8, the width over 16 chips, heads, MLP and vocabulary over 2;
-decoding over the 8 chips of v4:2x2x2, a key head on each.
+decoding over the 4 chips of v5p:2x2x1, one host's, two key heads on each.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 

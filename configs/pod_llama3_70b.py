@@ -11,8 +11,8 @@ this pair.
 Slice: v5e:8x8. Both models lie over all 64 chips, the teacher in bfloat16: heads, MLP and
 vocabulary over 4 (tensor), the width over 16, from which they are gathered layer by layer. Over
 64 (and tensor=1) the network would carry 2.6 times as much and a rollout read four times as much:
-an on-policy step of 1.7 s in place of 1.2 s. Decoding, batch 1, splits both models over the 8
-chips of v4:2x2x2, a key head on each: among 16, every chip would hold and read all keys.
+an on-policy step of 1.7 s in place of 1.2 s. Decoding, batch 1, is the work of one host and splits
+both models over the 4 chips of v5p:2x2x1, two key heads on each.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 
@@ -50,6 +50,6 @@ def get_config() -> ml_collections.ConfigDict:
       weights_dtype='bfloat16', remat='full', head_chunk=512, eval_every=1_000,
       checkpoint_every=1_000)
   config.evaluate.update(gammas=(3, 5), max_new_tokens=256, num_prompts=80,
-                         topology='v4:2x2x2')
+                         topology='v5p:2x2x1', weights_dtype='bfloat16')
   config.evaluate.mesh.tensor = -1
   return config

@@ -9,7 +9,7 @@ Settings are ours: no paper distils this pair.
 
 Slice: v4:2x2x4. Both models lie over all 16 chips, the teacher in bfloat16: heads, MLP and
 vocabulary over 4 (tensor), the width over 4, from which they are gathered layer by layer. Decoding,
-batch 1, splits both models over the 8 chips of v4:2x2x2.
+batch 1, is the work of one host and splits both models over the 4 chips of v4:2x2x1.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 
@@ -45,6 +45,6 @@ def get_config() -> ml_collections.ConfigDict:
       weights_dtype='bfloat16', remat='full', head_chunk=256, eval_every=1_000,
       checkpoint_every=1_000)
   config.evaluate.update(gammas=(3, 5), max_new_tokens=256, num_prompts=80,
-                         topology='v4:2x2x2')
+                         topology='v4:2x2x1', weights_dtype='bfloat16')
   config.evaluate.mesh.tensor = -1
   return config

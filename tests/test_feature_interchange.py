@@ -145,3 +145,23 @@ def test_convert_goes_both_ways(tmp_path):
     np.testing.assert_array_equal(back[key], tensor, err_msg=key)
   jax.tree.map(np.testing.assert_array_equal, ours.module, jax.tree.unflatten(
       jax.tree.structure(ours.module), jax.tree.leaves(model.module)))
+
+
+def test_convert_asks_the_target_what_a_file_does_not_say(tmp_path, capsys):
+  saved('eagle3', tmp_path / 'hub')
+  path = tmp_path / 'hub' / 'config.json'
+  hub = json.loads(path.read_text())
+  del hub['eagle_aux_hidden_state_layer_ids']
+  path.write_text(json.dumps(hub))
+  flags = ['convert', f'--source={tmp_path / "hub"}', f'--destination={tmp_path / "ours"}']
+  assert convert.main(flags) == 2 and 'takes as --target' in capsys.readouterr().err
+  store.save_model(tmp_path / 'target', TARGET)
+  assert convert.main([*flags, f'--target={tmp_path / "target"}']) == 0
+  assert store.load_config(tmp_path / 'ours').captured_layers == (2, 3, 3)
+
+
+def test_a_draft_without_a_format_is_refused(tmp_path, capsys):
+  store.save_model(tmp_path / 'ours', drafts.tiny('medusa', TARGET))
+  assert convert.main(['convert', f'--source={tmp_path / "ours"}',
+                       f'--destination={tmp_path / "hub"}']) == 2
+  assert "no file format for drafts of the family 'medusa'" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def _config(directory: pathlib.Path, reader: safetensors_io.Reader, target: Any,
       captured = eagle3.captured_layers(target.num_layers)
     if captured is None and 'captured_layers' not in overrides:
       raise ValueError(f'{path} has no {CAPTURED}: give captured_layers, the layers of the target '
-                       'whose inputs are fused, or the target')
+                       'whose inputs are fused, or the target, which convert takes as --target')
     fields |= dict(captured_layers=captured, **_vocabulary(reader, fields['vocab_size']))
     return eagle3.Eagle3Config(**(fields | overrides))
   sampling = FUSION[1] in shapes

@@ -169,7 +169,7 @@ def decoding(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
   rule = rules.for_sampling(*settings.rules[0], sampling)
   new_tokens = settings.max_new_tokens
   weights = lambda which: module(
-      config, which, mesh, dtype='bfloat16', unstacked=True,
+      config, which, mesh, dtype=settings.weights_dtype, unstacked=True,
       layout=sharding.decoding_layout(which, config[which].layout))
 
   def generate(target, prompts_bt, lengths_b, key):

@@ -187,7 +187,8 @@ LEGAL = dict(
         draft_sampling=each(one_of('sampled', 'greedy')), rules=_rules, trees=_trees,
         min_confidences=each(DECAY), max_quality_drop=optional(DECAY),
         batch_size=whole(1), num_prompts=whole(1), max_new_tokens=whole(1),
-        bootstrap_samples=whole(1), mesh=MESH, topology=optional(_topology), **SAMPLING),
+        bootstrap_samples=whole(1), mesh=MESH, topology=optional(_topology), weights_dtype=DTYPE,
+        **SAMPLING),
 )
 OPTIONAL_SECTIONS = ('target', 'draft', 'distill', 'evaluate')
 

@@ -86,7 +86,8 @@ def _decoding_mesh(settings: ml_collections.ConfigDict) -> jax.sharding.Mesh:
 
 def _load(config: ml_collections.ConfigDict, directory: pathlib.Path, which: str) -> base.Model:
   return store.load_model(directory, _decoding_mesh(config.evaluate),
-                          layout=sharding.decoding_layout(which, config[which].layout))
+                          layout=sharding.decoding_layout(which, config[which].layout),
+                          weights_dtype=config.evaluate.weights_dtype)
 
 
 def load_drafts(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Draft]:
