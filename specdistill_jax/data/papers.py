@@ -1,8 +1,9 @@
 """The papers' data sets: which TFDS data set, which texts, lengths, splits and metric.
 
-Lengths and prefixes are those of DistillSpec (Zhou et al., arXiv 2310.08461) where they are
-known, else those of its closest public re-implementation and of GKD (arXiv 2306.13649); the
-zero-shot chain-of-thought prompt is that of Kojima et al. (arXiv 2205.11916). TFDS writes a
+DistillSpec (Zhou et al., arXiv 2310.08461) gives neither lengths nor prefixes: those of XSum,
+CNN/DailyMail and WMT are of its re-implementation mjbooo/RLSD, GSM8K's lengths of the kind of GKD's
+(arXiv 2306.13649; uncertain), LM1B's ours; the zero-shot chain-of-thought prompt is that of Kojima
+et al. (arXiv 2205.11916). TFDS writes a
 data set as `<data_dir>/<name>[/<config>]/<version>/`; nothing is ever downloaded here.
 """
 

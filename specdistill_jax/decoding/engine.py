@@ -19,6 +19,12 @@ from specdistill_jax.decoding import state as state_lib
 def prefill_autoregressive(module: structs.Decodable, prompts_bt: jax.Array,
                            prompt_lengths_b: jax.Array, key: jax.Array, *,
                            max_new_tokens: int) -> structs.DecodeState:
+  """Reads prompts `[b, t]`, right-padded, of lengths `[b]`; the target alone decodes after it.
+
+  Args:
+    key: of the batch; each row draws from its own, so that neighbours change nothing.
+    max_new_tokens: that buffers and caches have room for.
+  """
   return autoregressive.prefill(module, prompts_bt, prompt_lengths_b, key,
                                 max_new_tokens=max_new_tokens)
 
@@ -26,6 +32,12 @@ def prefill_autoregressive(module: structs.Decodable, prompts_bt: jax.Array,
 @functools.partial(jax.jit, static_argnames=('sampling', 'eos_id'), donate_argnames=('state',))
 def decode_autoregressive(module, state: structs.DecodeState, *, sampling,
                           eos_id: int | tuple[int, ...] | None = None) -> structs.DecodeState:
+  """A token a row and turn, until every row has ended or is full; `state` is overwritten.
+
+  Args:
+    sampling: `sampling.Sampling`, static: temperature, top-k, top-p.
+    eos_id: one or several; None: the module's own.
+  """
   eos_id = state_lib.end_ids(module) if eos_id is None else eos_id
   return autoregressive.decode(module, state, sampling=sampling, eos_id=eos_id)
 
@@ -34,6 +46,7 @@ def decode_autoregressive(module, state: structs.DecodeState, *, sampling,
 def prefill_speculative(module: structs.Decodable, drafter: structs.Drafter,
                         prompts_bt: jax.Array, prompt_lengths_b: jax.Array, key: jax.Array, *,
                         max_new_tokens: int) -> structs.DecodeState:
+  """As `prefill_autoregressive`, for the target and what drafts for it."""
   return chain.prefill(module, drafter, prompts_bt, prompt_lengths_b, key,
                        max_new_tokens=max_new_tokens)
 
@@ -43,6 +56,12 @@ def prefill_speculative(module: structs.Decodable, drafter: structs.Drafter,
 def decode_speculative(module, drafter: structs.Drafter, state: structs.DecodeState, *, rule,
                        sampling, eos_id: int | tuple[int, ...] | None = None
                        ) -> structs.DecodeState:
+  """A cycle a turn (draft, verify, commit), until every row has ended; `state` is overwritten.
+
+  Args:
+    rule: what is kept of a draft, of `decoding.rules`, static.
+    sampling, eos_id: as in `decode_autoregressive`; `sampling` is the target's.
+  """
   eos_id = state_lib.end_ids(module) if eos_id is None else eos_id
   return chain.decode(module, drafter, state, rule=rule, sampling=sampling, eos_id=eos_id)
 

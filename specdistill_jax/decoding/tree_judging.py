@@ -87,7 +87,9 @@ def _fixed(rule, law_bv, proposal, slot_b, children_bc, uniform_bm):
   """Children that follow from the context: all of a row's at once.
 
   After a sibling was refused the law has nothing left at its token, which changes the other
-  tokens' probabilities by a common factor: no law is touched until all are refused.
+  tokens' probabilities by a common factor: no law is touched until all are refused. The first that
+  the rule keeps is walked on from; Medusa's typical acceptance goes down every kept path and takes
+  the longest, which may be longer.
   """
   del slot_b
   present_bc, node_bc = children_bc > 0, jnp.maximum(children_bc - 1, 0)

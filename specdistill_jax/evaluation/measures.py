@@ -33,7 +33,10 @@ def speedup_predicted(block_efficiency: float, draft_steps: float, cost_ratio: f
 
 def mbsu(block_efficiency: float, draft_steps: float, draft_parameters: int,
          target_parameters: int) -> float:
-  """Memory-bound speed-up: a step costs what its parameters weigh (arXiv 2403.00858)."""
+  """Memory-bound speed-up: a step costs what its parameters weigh (arXiv 2403.00858).
+
+  Of a draft its own parameters count, not the target's embedding and head that it may read.
+  """
   return block_efficiency / (draft_steps * draft_parameters / target_parameters + 1.0)
 
 
@@ -53,19 +56,25 @@ def counts_by_batch(alone: Sequence[latency.Run], runs: Sequence[latency.Run],
 
 
 def block_efficiency_counts(counts: np.ndarray) -> np.ndarray:
+  """For `intervals.ratio`: emitted tokens and target calls, `[..., 2]`."""
   return columns(counts, 'emitted', 'target_calls')
 
 
 def drafted_counts(counts: np.ndarray) -> np.ndarray:
+  """Likewise drafted tokens and target calls, `[..., 2]`."""
   return columns(counts, 'drafted', 'target_calls')
 
 
 def alpha_counts(counts: np.ndarray) -> np.ndarray:
+  """Likewise the overlap summed over tokens, and the tokens, `[..., 2]`."""
   return columns(counts, 'overlap', 'overlap_tokens')
 
 
 def speedup_counts(counts: np.ndarray) -> np.ndarray:
-  """For `intervals.ratio_of_ratios`: time per token alone over time per token speculatively."""
+  """For `intervals.ratio_of_ratios`: time per token alone over time per token speculatively.
+
+  `[..., 4]`, seconds and tokens of either.
+  """
   return columns(counts, 'autoregressive_seconds', 'autoregressive_emitted', 'seconds',
                  'emitted')
 

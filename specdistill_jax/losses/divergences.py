@@ -135,7 +135,8 @@ def dspark(student_logits: Logits, teacher_logits: TeacherLogits, *,
   """0.1 cross-entropy + 0.9 L1, L1 being twice `tvd`: DSpark's mixture (arXiv 2607.05147).
 
   The cross-entropy is against the teacher's law, less its entropy, which has no gradient: the
-  mean over the teacher's samples of what a sampled label gives, and zero for equal models.
+  mean over the teacher's samples of what a sampled label gives, and zero for equal models. Its
+  confidence head is not here; its weights of draft positions, exp(-(n - 1) / 4), are `decay=0.7788`.
   """
   divergence, distance = _kl_and_tvd(student_logits, teacher_logits, teacher_log_norm)
   return 0.1 * divergence + 0.9 * 2 * distance
