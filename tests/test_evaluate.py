@@ -273,3 +273,14 @@ def test_an_archive_knows_its_commit(tmp_path):
   assert evaluate.commit(tmp_path) == head and evaluate.commit(root).startswith(head)
   (tmp_path / 'launch' / 'COMMIT').write_bytes((root / 'launch' / 'COMMIT').read_bytes())
   assert evaluate.commit(tmp_path) is None and evaluate.commit(tmp_path / 'launch') is None
+
+
+def test_weights_decode_in_the_dtype_that_is_asked_for(workdir):
+  """And once only: layers that are unrolled for decoding are not kept stacked beside."""
+  config = study()
+  whole, *_ = evaluate.load_drafts(config, workdir)
+  config.evaluate.weights_dtype = 'bfloat16'
+  half, *_ = evaluate.load_drafts(config, workdir)
+  size = lambda draft: sum(leaf.nbytes for leaf in jax.tree.leaves(draft.model.module))
+  assert size(half) < 0.6 * size(whole)
+  assert half.model.module.unstacked() is half.model.module

@@ -1,7 +1,7 @@
 """Prompts for evaluation only: MT-bench, Spec-Bench and HumanEval files, BIG-bench-hard.
 
-None of these is trained on. A prompt keeps the category that its file gives it; Spec-Bench counts
-the eight of MT-bench as one.
+None of these is trained on. A prompt keeps the category that its file gives it; beside others the
+eight of MT-bench are one, as Spec-Bench counts them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -87,17 +87,15 @@ def read(paths: Sequence[str]) -> tuple[list[splits.Example], int]:
   for path in paths:
     if not isinstance(path, str) or not path.endswith(('.jsonl', '.jsonl.gz')):
       raise ValueError(f'Prompts are read from .jsonl or .jsonl.gz files, not {path!r}.')
-    of_file = []
     for number, record in files.json_objects(path):
       examples, missed = _prompt(record, f"'{path}', line {number}", f'{path}:{number}')
-      of_file += examples
+      found += examples
       left_out += missed
-    found += _pooled(of_file)
-  return found, left_out
+  return _pooled(found), left_out
 
 
 def _pooled(examples: list[splits.Example]) -> list[splits.Example]:
-  """In a file that has other categories beside them, those of MT-bench are one."""
+  """Where there are other categories beside them, those of MT-bench are one."""
   if all(one.category in MT_BENCH for one in examples):
     return examples
   return [one._replace(category='MT-bench') if one.category in MT_BENCH else one

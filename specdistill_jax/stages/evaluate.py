@@ -85,9 +85,13 @@ def _decoding_mesh(settings: ml_collections.ConfigDict) -> jax.sharding.Mesh:
 
 
 def _load(config: ml_collections.ConfigDict, directory: pathlib.Path, which: str) -> base.Model:
-  return store.load_model(directory, _decoding_mesh(config.evaluate),
-                          layout=sharding.decoding_layout(which, config[which].layout),
-                          weights_dtype=config.evaluate.weights_dtype)
+  """A model as it decodes; its stacked layers are not kept beside the unrolled ones."""
+  model = store.load_model(directory, _decoding_mesh(config.evaluate),
+                           layout=sharding.decoding_layout(which, config[which].layout),
+                           weights_dtype=config.evaluate.weights_dtype)
+  if hasattr(model.module, 'unstacked'):
+    model = dataclasses.replace(model, module=model.module.unstacked())
+  return model
 
 
 def load_drafts(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Draft]:
