@@ -447,7 +447,7 @@ def lk_twin(name: str, draft: str, width: int = 128) -> ml_collections.ConfigDic
                         control=False, seeds=(0, 1, 2))
   config.distill.rollout.max_new_tokens = 48
   config.distill.train.update(steps=120, batch_size=8, learning_rate=2e-3, warmup_steps=20,
-                              clip_norm=0.5, eval_every=60, checkpoint_every=60)
+                              clip_norm=0.5, eval_every=60, checkpoint_every=60, head_chunk=24)
   config.evaluate.update(gammas=(4,) if heads else (5,), num_prompts=24)
   return config
 
