@@ -38,7 +38,7 @@ def config():
     made[name].model.update(num_layers=1, width=64, num_heads=2, num_kv_heads=2, head_dim=32,
                             mlp_width=128, dtype='bfloat16')
   made.distill.rollout.max_new_tokens = 8
-  made.evaluate.update(max_new_tokens=8, gammas=(2,))
+  made.evaluate.update(max_new_tokens=8, gammas=(2,), weights_dtype='bfloat16')
   made.evaluate.mesh.tensor = 2
   return made
 

@@ -33,16 +33,16 @@ def mesh():
 
 
 def test_there_is_no_on_policy_training():
-  assert programs.names(config('fspad')) == ('train', 'generate', 'draft', 'speculate')
+  assert programs.names(config('fspad')) == ('target', 'train', 'generate', 'draft', 'speculate')
   assert programs.names(test_compile.config()) == programs.NAMES
   with pytest.raises(ValueError, match="no program on_policy: 'fspad' learns on given text"):
-    programs.training(config('fspad'), WIDTHS, mesh(), on_policy=True)
+    programs.training(config('fspad'), WIDTHS, mesh(), name='on_policy')
 
 
 def test_a_training_step_costs_what_its_equations_say():
   """By hand, product by product. What is not differentiated has no backward pass: the target, its
   head's weights, and what comes from it into the first products."""
-  program = programs.training(config('fspad'), WIDTHS, mesh(), on_policy=False)
+  program = programs.training(config('fspad'), WIDTHS, mesh(), name='train')
   tokens, scores = ROWS * TOKENS, 2 * ROWS * TOKENS ** 2 * D  # one of attention's two products
   target = 2 * tokens * (4 * D * D + 3 * D * F) + 2 * scores
   heads = 2 * tokens * VOCAB * D * 3  # teacher, student, and back to its features

@@ -161,7 +161,9 @@ def test_equal_models_accept_everything_and_have_nothing_to_learn(name):
   found, grads = figures_of(objective(name), a, MASK, 2 * G, False)
   np.testing.assert_allclose(found.loss, 0, atol=1e-5)
   np.testing.assert_allclose(found.alpha_g, 1, atol=1e-5)
-  np.testing.assert_allclose(grads['student_vd'], 0, atol=2e-6)
+  # Where an L1 distance is 0 rounding decides its sign: it has no gradient there.
+  if objective(name).name in ('forward_kl', 'reverse_kl', 'jsd'):
+    np.testing.assert_allclose(grads['student_vd'], 0, atol=2e-6)
 
 
 def test_a_point_mass_teacher_gives_the_label_s_negative_log_likelihood():
