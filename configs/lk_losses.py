@@ -25,11 +25,11 @@ Found with EAGLE-3 (docs/results.md; tau at K = 7, gains over forward KL, 95 % i
 temperature 1 no loss differs from forward KL's 2.47 by more than chance, the hybrid, the fixed
 half, end-to-end TVD and DSpark's mix by +1.2 to +2.0 % (each with an interval of some -4 to +10),
 their acceptance rates on the target's text are 0.64 to 0.65 against 0.63. When greedy the hybrid
-(+2.9 % [-2.6, +8.7]) and the fixed half (+1.1 %) stay with forward KL's 2.26, and all that lack a
-KL term lose: end-to-end TVD -5 %, TVD -13 %, DSpark's mix -14 %, -log alpha -22 %. TVD from scratch
-does not fail at temperature 1 (-0.2 %), as it does in the paper (-22 %): an untrained draft already
-overlaps with 0.22 of this flat target (held-out text costs it 5.4 nats a token), where a confident
-one would leave it next to nothing to learn from. Other drafts: not yet run.
+(+2.9 % [-2.6, +8.7]) and the fixed half (+1.1 %) stay with forward KL's 2.26, and all with little
+or no KL in them lose: end-to-end TVD -5 %, TVD -13 %, DSpark's mix -14 %, -log alpha -22 %. TVD
+from scratch does not fail at temperature 1 (-0.2 %), as it does in the paper (-22 %): an untrained
+draft already overlaps with 0.22 of this flat target (held-out text costs it 5.4 nats a token),
+where a confident one would leave it next to nothing to learn from. Other drafts: not yet run.
 
 Published (LLaMA-3.1-8B, means of MT-bench, HumanEval, GSM8K, over forward KL): EAGLE-3 at
 temperature 1 hybrid +3.8 %, -log alpha +3.3 %, fixed 0.5 +0.7 %, TVD -22 %; at temperature 0
