@@ -4,12 +4,12 @@ import pytest
 
 from configs import common
 from specdistill_jax.decoding import rules
-from specdistill_jax.losses import objectives
 from specdistill_jax.drafters import families
 from specdistill_jax.evaluation import tradeoff
+from specdistill_jax.losses import objectives
 from specdistill_jax.stages import checks
-from specdistill_jax.stages import feature_checks
 from specdistill_jax.stages import distill
+from specdistill_jax.stages import feature_checks
 
 WRONG = [
     # Field, value, and what the sentence must name beside both.

@@ -158,12 +158,13 @@ def test_masked_tokens_change_nothing_whatever_they_hold(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_equal_models_accept_everything_and_have_nothing_to_learn(name):
   a = arrays() | dict(teacher_btgd=arrays()['student_btgd'], teacher_vd=arrays()['student_vd'])
-  found, grads = figures_of(objective(name), a, MASK, 2 * G, False)
+  # Operation by operation: where both models round alike an L1 distance has no gradient, fused
+  # differently it has the sign of their rounding.
+  with jax.disable_jit():
+    found, grads = figures_of(objective(name), a, MASK, 2 * G, False)
   np.testing.assert_allclose(found.loss, 0, atol=1e-5)
   np.testing.assert_allclose(found.alpha_g, 1, atol=1e-5)
-  # Where an L1 distance is 0 rounding decides its sign: it has no gradient there.
-  if objective(name).name in ('forward_kl', 'reverse_kl', 'jsd'):
-    np.testing.assert_allclose(grads['student_vd'], 0, atol=2e-6)
+  np.testing.assert_allclose(grads['student_vd'], 0, atol=2e-6)
 
 
 def test_a_point_mass_teacher_gives_the_label_s_negative_log_likelihood():
