@@ -184,6 +184,7 @@ for name in ('training_alpha', 'block_efficiency'):
 # * `order=0.9` is nearly the forward KL, `0.1` nearly the reverse one (over its order). Which is
 #   best at temperature 0, which at 1?
 # * `return 1 - jnp.sum(jnp.minimum(...))` is the total variation. From a draft that knows nothing
-#   it hardly learns: set `draft.train.steps` to 1 in `CHANGES` (and `START` to nothing), and see.
+#   it hardly learns: set `draft.train.steps` to 1 and `draft.train.warmup_steps` to 0 in `CHANGES`
+#   (and `START` to nothing), and see.
 # * `sd.divergences` has `forward_kl`, `reverse_kl`, `jsd`, `tvd`, `acceptance_nll` and
 #   `lk_hybrid`; `configs/lk_losses.py` compares those of the LK paper.

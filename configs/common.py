@@ -54,7 +54,9 @@ def task() -> ml_collections.ConfigDict:
       data_dir=_optional(str),       # folder or bucket of the TFDS data sets, or of bbh's files
       vocabulary=_optional(str),     # a SentencePiece model; None: trained on the training split
       chat_template=_optional(str),  # llama-2 | llama-3 | vicuna | chatml | qwen | gemma | a .json
-      prompt_files=(),         # prompts only: JSON lines with `turns` or `prompt`
+      # JSON lines with `turns` or `prompt`: of the task prompts, and of conversations what
+      # `evaluate` decodes in place of held-out ones.
+      prompt_files=(),
       # local_files: paths, or (inputs, targets) pairs of parallel files. conversations: paths.
       train_files=(),
       validation_files=(),     # empty: validation_fraction of the documents in train_files
@@ -110,6 +112,8 @@ def feature_draft(family: str) -> ml_collections.ConfigDict:
       'medusa': dict(positions=6, own_heads=True, step_decay=0.8),
       'mlp': dict(positions=6, inner_width=_optional(int), tied=False, step_decay=1.0),
   }
+  if family not in own:
+    raise ValueError(f'feature_draft is given {family!r}; it must be one of {", ".join(own)}')
   return ml_collections.ConfigDict(dict(
       family=family, num_heads=_optional(int), num_kv_heads=_optional(int),
       head_dim=_optional(int), mlp_width=_optional(int), **own[family]))
@@ -179,8 +183,12 @@ def distill() -> ml_collections.ConfigDict:
       rollout=ml_collections.ConfigDict(dict(
           temperature=1.0, top_k=_optional(int), top_p=_optional(float),
           max_new_tokens=64,
+          # Chips that share a model's heads while stored samples are drawn and held-out prompts
+          # decoded, of those of mesh.fsdp and mesh.tensor; None: mesh.tensor; 0: as None, and
+          # held-out prompts are not decoded while the draft learns.
+          tensor=_optional(int),
       )),
-      seeds=(0, 1),
+      seeds=(0, 1),            # an arm each
       control=True,            # as many further cross-entropy steps, for an equal-compute row
       train=train(),
   ))
@@ -206,7 +214,7 @@ def evaluate() -> ml_collections.ConfigDict:
       topology=_optional(str),       # of the slice that decodes; None: the study's
       weights_dtype='float32',       # float32 | bfloat16: of both models as they decode
       batch_size=1,
-      num_prompts=24,
+      num_prompts=24,                # None: all there are
       max_new_tokens=48,
       bootstrap_samples=1000,
   ))
@@ -337,6 +345,9 @@ def feature_pod(name: str, target: str, draft: str) -> ml_collections.ConfigDict
   config.draft.train.update(steps=0, batch_size=16)
   config.distill.update(objective='feature', data_source='fixed', control=False, seeds=(0,))
   config.distill.rollout.max_new_tokens = 512
+  # Decoding would gather all weights that fsdp spreads: heads over all chips where they divide;
+  # of the 33B and the 70B nothing is decoded on chips of 16 GiB while their drafts learn.
+  config.distill.rollout.tensor = {'vicuna_7b': 4, 'llama3_8b': 8}.get(target, 0)
   recipe = 'eagle3' if draft == 'eagle3' else 'fspad'
   config.distill.train.update(feature_recipe(recipe), head_chunk=256)
   depth = 8 if draft == 'eagle3' else 6
@@ -354,7 +365,9 @@ def lk_pod(name: str, target: str, draft: str) -> ml_collections.ConfigDict:
   other losses are `distill.also`.
   """
   config = feature_pod(name, target, draft)
-  config.task.update(max_examples=None, train_files=('{bucket}/infinity_instruct_0625.jsonl',))
+  config.task.update(max_examples=None, train_files=('{bucket}/infinity_instruct_0625.jsonl',),
+                     prompt_files=tuple(f'{{bucket}}/{name}/question.jsonl'
+                                        for name in ('mt_bench', 'human_eval', 'gsm8k')))
   config.target.init_from = f'{{bucket}}/models/{_LK_TARGETS[target]}'
   config.target.model.update(rope_scaling='llama3', rope_factor=8.0)
   config.draft.model['positions' if draft in ('medusa', 'mlp') else 'unrolled_steps'] = 6
@@ -362,7 +375,8 @@ def lk_pod(name: str, target: str, draft: str) -> ml_collections.ConfigDict:
   config.distill.train.update(
       steps=103_125, batch_size=64, learning_rate=4e-4, schedule='cosine', warmup_steps=100,
       final_fraction=0.0, clip_norm=0.5, clip_value=None, weight_decay=0.0, remat='full')
-  config.evaluate.update(gammas=(6 if draft in ('medusa', 'mlp') else 7,), trees=())
+  config.evaluate.update(gammas=(6 if draft in ('medusa', 'mlp') else 7,), trees=(),
+                         num_prompts=None)
   return config
 
 

@@ -2,21 +2,21 @@
 
 Gui et al. 2024 (arXiv 2408.15562), settled from their released code (Luc4Gui/FSPAD). Targets:
 Vicuna 7B and 33B, Llama 3 Instruct 8B and 70B. EAGLE-1 is the row with the tree `eagle1`; EAGLE-2
-is the same draft with the dynamic tree, which FSPAD takes too. A target has four cells: two that
-train (`<target>_eagle`, `<target>_fspad`) and two that decode the 480 questions of Spec-Bench
-(`…_spec_bench`), with a line for each category.
+is the same draft with the dynamic tree, which FSPAD takes too. A target has two cells,
+`<target>_eagle` and `<target>_fspad`, which train on conversations and decode the 480 questions of
+Spec-Bench, with a line for each category.
 
-  launch/tpu_sweep.sh --slices=2 --cells=0,1 configs/fspad_spec_bench.py --config.bucket=gs://...
-  launch/tpu_sweep.sh --slices=2 --cells=2,3 --delete configs/fspad_spec_bench.py \
+  launch/tpu_sweep.sh --slices=2 --cells=0,1 --delete configs/fspad_spec_bench.py \
     --config.bucket=gs://...                                                (docs/full_scale.md)
   python -m specdistill_jax.main --config=configs/fspad_spec_bench.py:small \
     --workdir=runs/spec_bench --sweep=all                                    (twin: running text)
   python -m specdistill_jax.tables --config=configs/fspad_spec_bench.py:small \
     --workdir=runs/spec_bench
 
-The first two commands are those of Vicuna 7B; the other targets are cells 4-7, 8-11 and 12-15.
-Spec-Bench's file is `task.prompt_files`; MT-bench's eight categories are one here, as there. A
-second turn without a reference answer to the first is left out. FSPAD compared its 33B with EAGLE's
+The first command is that of Vicuna 7B; the other targets are cells 2 and 3, 4 and 5, 6 and 7, whose
+training and decoding take slices of their own. Spec-Bench's file is `task.prompt_files`; MT-bench's
+eight categories are one here, as there. A second turn without a reference answer to the first is
+left out. FSPAD compared its 33B with EAGLE's
 official weights; here both are trained. The twin has one target of 3.8M, three seeds, and no
 categories.
 
@@ -38,8 +38,7 @@ from configs import common
 
 _TARGETS = tuple(common.FEATURE_TARGETS)
 CELLS = {
-    '': tuple(f'{target}_{draft}{end}' for target in _TARGETS
-              for end in ('', '_spec_bench') for draft in ('eagle', 'fspad')),
+    '': tuple(f'{target}_{draft}' for target in _TARGETS for draft in ('eagle', 'fspad')),
     'small': ('eagle', 'fspad'),
 }
 PLOTS = ('bars',)
@@ -50,7 +49,7 @@ _1, _2 = dict(tree='eagle1'), dict(tree='dynamic')
 
 
 def _cell(target, draft='eagle'):
-  return dict(cell=f'{target}_{draft}_spec_bench')
+  return dict(cell=f'{target}_{draft}')
 
 
 _7B, _33B = _cell('vicuna_7b'), _cell('vicuna_33b')
@@ -101,20 +100,14 @@ def _study(scale: str, cell: str) -> ml_collections.ConfigDict:
   if scale == 'small':
     config = common.feature_twin(name, cell)
   else:
-    target, draft = next((target, draft) for target in _TARGETS for draft in ('eagle', 'fspad')
-                         if cell.startswith(f'{target}_{draft}'))
+    target, _, draft = cell.rpartition('_')
     config = common.feature_pod(name, target, draft)
-  is_eagle = '_eagle' in name
-  if not is_eagle:
+    config.task.prompt_files = ('{bucket}/spec_bench/question.jsonl',)
+    config.evaluate.num_prompts = None
+  if cell.endswith('fspad'):
     config.evaluate.trees = config.evaluate.trees[-1:]
   elif scale == 'small':
     config.evaluate.trees = ('eagle1', *config.evaluate.trees)
-  if cell.endswith('_spec_bench'):
-    config.distill = None
-    config.task.update(name='prompts', train_files=(),
-                       prompt_files=('{bucket}/spec_bench/question.jsonl',))
-  elif scale == '':
-    config.evaluate = None
   return config
 
 
@@ -123,13 +116,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
 
 
 def get_sweep(arg: str = '') -> list:
-  scale = common.scale_of(arg, CELLS)
-  cells, taken = CELLS[scale], {}
-  for cell in cells:
-    trained = cell.removesuffix('_spec_bench')
-    if cell != trained:
-      taken[cell] = dict(target=(trained, 'target'),
-                         draft=(trained, 'distill/feature-fixed-seed0'))
-    elif scale == 'small' and cell != cells[0]:
-      taken[cell] = dict(target=(cells[0], 'target'))
-  return common.sweep({cell: _study(scale, cell) for cell in cells}, taken)
+  """The twin's target is trained once; at full scale targets are imported."""
+  if arg:
+    return common.sweep_on_one_target(arg, CELLS, _study)
+  return common.sweep({cell: _study('', cell) for cell in CELLS['']})

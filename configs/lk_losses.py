@@ -29,7 +29,15 @@ their acceptance rates on the target's text are 0.64 to 0.65 against 0.63. When 
 or no KL in them lose: end-to-end TVD -5 %, TVD -13 %, DSpark's mix -14 %, -log alpha -22 %. TVD
 from scratch does not fail at temperature 1 (-0.2 %), as it does in the paper (-22 %): an untrained
 draft already overlaps with 0.22 of this flat target (held-out text costs it 5.4 nats a token),
-where a confident one would leave it next to nothing to learn from. Other drafts: not yet run.
+where a confident one would leave it next to nothing to learn from.
+
+Found with MTP's module, which begins better, as its head is the target's (likewise): at temperature
+1 nothing beats forward KL's 3.91: the fixed half -0.8 % [-6.7, +6.6], the hybrid -1.7 % [-7.3,
++3.2], DSpark's mix -2.5, -log alpha -3.2, TVD -3.7 %, end-to-end TVD -7.2 % [-13.2, -2.0]. When
+greedy (4.03) the fixed half gains 3.3 % [0.6, 6.3], the hybrid 1.7 % [-3.2, +7.5]; DSpark's mix
+loses 1.6, end-to-end TVD 3.3, -log alpha 6.3, TVD 7.3 %. Of the paper's claims the need for KL
+in the mixture shows in both drafts, when greedy; TVD's collapse from scratch, and the hybrid's gain
+over KL at temperature 1, show in neither. Other drafts: not yet run.
 
 Published (LLaMA-3.1-8B, means of MT-bench, HumanEval, GSM8K, over forward KL): EAGLE-3 at
 temperature 1 hybrid +3.8 %, -log alpha +3.3 %, fixed 0.5 +0.7 %, TVD -22 %; at temperature 0

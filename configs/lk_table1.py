@@ -14,18 +14,19 @@ Full scale: 10 epochs of 660,000 answers of the target to Infinity-Instruct's pr
 rows a step, cosine, clip 0.5, v5e:2x4 (docs/full_scale.md). Ours, since they are not stated: row
 length (2,048), tokens of an answer (512), a last learning rate of 0, no weight decay, the MLP's
 inner width (the target's), Medusa's own heads, and that the last answer of a conversation is
-written anew. Prompts are held-out conversations; the paper's are MT-bench, HumanEval and GSM8K. The
-twin has a target of 1.3M, a vocabulary of 4,096, chains of 5 (4). configs/lk_losses.py has these
-losses with more competitors, and a vocabulary of 8,192; the toy figure (one Gaussian to a mixture
-of three) is `specdistill_jax.losses.toy`, with a notebook cell.
+written anew. What is decoded is the paper's, MT-bench, HumanEval and GSM8K as a whole, but for
+MT-bench's later questions (docs/full_scale.md). The twin has a target of 1.3M, a vocabulary of
+4,096, chains of 5 (4), and held-out text for prompts. configs/lk_losses.py has these losses with
+more competitors, and a vocabulary of 8,192; the toy figure (one Gaussian to a mixture of three) is
+`specdistill_jax.losses.toy`, with a notebook cell.
 
 Cost: full scale not run, and its programs are not in docs/tpu_slices.md. Twin: some 25 minutes,
 estimated, not measured.
 
 Published: all of the table, below. What its means say of EAGLE-3: at T = 1 the hybrid gains 3.8 %,
 -log alpha 3.3 %, TVD from scratch loses 22 %; at T = 0 gains are 0 to 2 %, for all drafts but the
-MLP's hybrid. No error bars. The MLP hybrid on
-HumanEval looks anomalous. The figure "mean" is that of the three printed cells.
+MLP's hybrid. No error bars. The MLP hybrid on HumanEval looks anomalous. The figure "mean" is that
+of the three printed cells.
 
 Ours: not run yet.
 """

@@ -11,7 +11,8 @@ Cost: 486 s on 2 cores. Found, 2 seeds, 16 prompts, batch 1, 95 % intervals: blo
 gamma = 5 of 2.12 undistilled, 2.29 control, 3.46 DistillSpec when greedy, and 2.67, 2.50, 3.83 at
 temperature 1; against the target alone it breaks even, 1.08x [0.94, 1.24] at temperature 1 and
 gamma = 7. The paper's own pairs gain 10 to 45 % in speed over standard SD (Zhou et al. 2023,
-abstract); here 40 to 50 %. README.md has the table.
+abstract); here 40 to 50 % at gamma = 5, and 20 to 35 % where each draft has its own best gamma.
+README.md has the table.
 
 `configs/quickstart.py:arithmetic` runs the same study on generated word problems with worked
 solutions, which have an exact answer and so a quality.

@@ -7,13 +7,13 @@ DIR is a folder or a bucket (`gs://...`) in which TFDS has prepared the data set
 `tfds.builder('gsm8k', data_dir=DIR).download_and_prepare()` leaves it, in
 `DIR/gsm8k/1.0.0/`. Nothing is downloaded here; the newest version in DIR is read.
 
-| `:task` | TFDS data set | prompt | tokens in / out | held-out split | metric |
-|---|---|---|---|---|---|
-| xsum | xsum | `summarize: ` | 1024 / 64 | validation | ROUGE-2 |
-| cnn_dailymail | cnn_dailymail | `summarize: ` | 2048 / 128 | validation | ROUGE-2 |
-| wmt14_en_de | wmt14_translate/de-en | `translate English to German:` | 80 / 80 | validation | BLEU |
-| gsm8k | gsm8k | `Q: ... A: Let's think step by step.` | 512 / 320 | test | exact answer |
-| lm1b | lm1b | none: plain text | 64 together | test | none |
+`:task` | TFDS data set | prompt | tokens in / out | held-out split | metric
+---|---|---|---|---|---
+xsum | xsum | `summarize: ` | 1024 / 64 | validation | ROUGE-2
+cnn_dailymail | cnn_dailymail | `summarize: ` | 2048 / 128 | validation | ROUGE-2
+wmt14_en_de | wmt14_translate/de-en | `translate English to German:` | 80 / 80 | validation | BLEU
+gsm8k | gsm8k | `Q: ... A: Let's think step by step.` | 512 / 320 | test | exact answer
+lm1b | lm1b | none: plain text | 64 together | test | none
 
 Lengths and prefixes are those of mjbooo/RLSD, a re-implementation of DistillSpec (Zhou et al.,
 arXiv 2310.08461); GSM8K's lengths are of the kind of GKD's (arXiv 2306.13649; uncertain), its

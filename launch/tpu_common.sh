@@ -5,12 +5,13 @@
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 UNAVAILABLE=69  # nothing of ours runs there, and nothing could be started
 AGAIN=75        # unfinished; what was saved is in the workdir: run the same command again
+OWN_ERROR=64    # the launcher's, never the study's: a flag, a setting, a file that is not committed
 
 exec 3>&1       # where dry runs print, from inside $(...) too
 log=/dev/null
 dry_run=''
 
-die() { printf 'error: %s\n' "$*" >&2; exit 2; }
+die() { printf 'error: %s\n' "$*" >&2; exit "$OWN_ERROR"; }
 
 note() {  # words: one line for the user, and for the log of what happened
   local line
@@ -78,7 +79,8 @@ read_settings() {  # names of the settings that must be there; after parse_flags
   # A NAME or ZONE that the user's shell happens to export is not meant for us.
   unset PROJECT ZONE BUCKET NAME ACCELERATOR_TYPE RUNTIME_VERSION VALID_UNTIL
   unset XPK_CLUSTER DOCKER_IMAGE
-  SLICES=1 SPOT=no PRIORITY=medium RUN_ENVIRONMENT=() CREATE_FLAGS=() SSH_FLAGS=()
+  SLICES=1 SPOT=no PRIORITY=medium QUICK_SECONDS=1800
+  RUN_ENVIRONMENT=() CREATE_FLAGS=() SSH_FLAGS=()
   # shellcheck source=/dev/null
   source "$env_file"
   if [ -n "${flag_name:-}" ]; then NAME="$flag_name"; fi
@@ -87,6 +89,7 @@ read_settings() {  # names of the settings that must be there; after parse_flags
   _check_form BUCKET 'gs://.+' 'gs://bucket or gs://bucket/folder'
   _check_form SLICES '[1-9][0-9]*' 'a number from 1'
   _check_form SPOT 'yes|no' 'yes or no'
+  _check_form QUICK_SECONDS '[0-9]+' 'a number of seconds'
   BUCKET="${BUCKET%/}"
   dry_run="${flag_dry_run:-}"
   records="${SPECDISTILL_RECORDS:-$root/runs/launch}/$NAME"
@@ -96,14 +99,49 @@ read_settings() {  # names of the settings that must be there; after parse_flags
   fi
 }
 
+is_held() { [ -s "$1" ] && kill -0 "$(cat -- "$1")" 2>/dev/null; }  # lock
+
 lock() {  # what the holder of the lock is busy with: two launchers would act against each other
   [ -z "$dry_run" ] || return 0
   holder="$records/lock"
   if ! (set -C; echo "$$" > "$holder") 2>/dev/null; then
-    ! kill -0 "$(cat -- "$holder")" 2>/dev/null || die "another $1: process $(cat -- "$holder")"
+    ! is_held "$holder" || die "another $1: process $(cat -- "$holder")"
     echo "$$" > "$holder"
   fi
   trap 'rm -f -- "$holder"' EXIT
+}
+
+# What the hosts get: leaves commit. A file that remembers with which one the run began, so that its
+# code does not change in its midst; --commit and --new_commit prevail.
+choose_commit() {
+  local last
+  last="$(git -C "$root" rev-parse HEAD)"
+  commit="$last"
+  if [ -n "${flag_commit:-}" ]; then
+    commit="$(git -C "$root" rev-parse --verify --quiet "$flag_commit^{commit}")" \
+      || die "--commit is '$flag_commit', which is no commit of $root"
+    return
+  fi
+  require_committed
+  if [ ! -s "$1" ] || [ -n "${flag_new_commit:-}" ]; then return; fi
+  commit="$(cat -- "$1")"
+  [ "$commit" != "$last" ] || return 0
+  git -C "$root" cat-file -e "$commit^{commit}" 2>/dev/null \
+    || die "this run began with commit $commit, which is not here any more; --new_commit takes" \
+           "the last one, $last"
+  note "goes on with commit $commit, with which it began, and not with the last one, $last:" \
+       '--new_commit takes that'
+}
+
+remember_commit() {  # file
+  [ -z "$dry_run" ] || return 0
+  mkdir -p -- "$(dirname -- "$1")"
+  printf '%s\n' "$commit" > "$1"
+}
+
+require_config() {  # after choose_commit
+  git -C "$root" cat-file -e "$commit:${config%%:*}" 2>/dev/null \
+    || die "${config%%:*} is not in commit $commit, which is all that the hosts get; commit it"
 }
 
 require_committed() {  # the hosts get the last commit, and it should be what the user sees
@@ -132,8 +170,6 @@ read_study() {  # config[:argument] and flags of main; leaves study, config, mai
   shift
   if [ -e "$file" ]; then file="$(cd -- "$(dirname -- "$file")" && pwd)/${file##*/}"; fi
   file="${file#"$root"/}"
-  git -C "$root" cat-file -e "HEAD:$file" 2>/dev/null \
-    || die "$file is not in the last commit, which is all that the hosts get; commit it"
   study="$(basename -- "$file" .py)${argument//[^A-Za-z0-9_.=,-]/-}"
   workdir="$BUCKET/$study"
   config="$file$argument"
@@ -148,10 +184,12 @@ read_study() {  # config[:argument] and flags of main; leaves study, config, mai
   done
 }
 
-_count_cells() {
-  local python="$root/.venv/bin/python"
+_count_cells() {  # in the commit that the hosts get
+  local python="$root/.venv/bin/python" code status=0
   [ -x "$python" ] || python="${PYTHON:-python3}"
-  "$python" - "$root" "$config" <<'PYTHON' 2>/dev/null
+  code="$(mktemp -d)"
+  git -C "$root" archive --format=tar "$commit" | tar -xf - -C "$code" \
+    && "$python" - "$code" "$config" <<'PYTHON' 2>/dev/null || status=1
 import importlib.util
 import os
 import sys
@@ -163,6 +201,8 @@ spec.loader.exec_module(module)
 arguments = config.partition(':')[2:] if ':' in config else ()
 print(len(module.get_sweep(*arguments)))
 PYTHON
+  rm -rf -- "$code"
+  return "$status"
 }
 
 list_cells() {  # the value of --cells, or nothing for all: one number a line

@@ -5,7 +5,8 @@
 #   tpu_host.sh start TOKEN [NAME=VALUE ...] -- [flags of specdistill_jax.main]
 #   tpu_host.sh state                            how the last attempt is
 #   tpu_host.sh signal TERM|KILL | stop          ends it; after stop it counts as stopped by hand
-#   tpu_host.sh tail LINES [HOST] | follow LINES its log
+#   tpu_host.sh tail LINES | follow LINES         its log
+#   tpu_host.sh log TOKEN [HOST]                 all of it, of any attempt; of one host alone
 #
 # All but `setup` may be said twice: ssh is retried when its connection breaks. An attempt is named
 # by its token and runs detached, in run/TOKEN: pid, log, exit (the code that it ended with).
@@ -114,7 +115,8 @@ case "$verb" in
   setup | start | supervise | signal) "$verb" "$@" ;;
   state) report ;;
   stop) if alive; then touch -- "$last/stopped"; fi; signal TERM ;;
-  tail) if [ "${2:-$host}" = "$host" ]; then tail -n "$1" -- "$last/log"; fi ;;
+  tail) tail -n "$1" -- "$last/log" ;;
+  log) if [ "${2:-$host}" = "$host" ]; then cat -- "$run/$1/log"; fi ;;
   follow) exec tail -n "$1" -F -- "$last/log" ;;
   *) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac

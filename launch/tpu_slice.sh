@@ -116,21 +116,31 @@ on_hosts() {  # worker, or all; words of tpu_host.sh: its output. 1 if a host di
   return "$status"
 }
 
+on_first_host() {  # words of tpu_host.sh
+  local first
+  read -r first <<< "$(nodes)"
+  NAME="$first" SLICES=1 on_hosts 0 "$@"
+}
+
 ask_hosts() {  # the same, gcloud's chatter put aside: what the hosts report of themselves
   local errors="$records/ssh.txt"
   if [ -n "$dry_run" ]; then errors=/dev/null; fi
   on_hosts all "$@" 2> "$errors" | sed -n 's/^specdistill-host //p'
 }
 
-setup() {  # the last commit, and an environment for it, on every host
+commit_on_hosts() { cat -- "$records/commit_on_hosts" 2>/dev/null || echo unknown; }
+
+setup() {  # the commit that was chosen, and an environment for it, on every host
   local bundle="$records/specdistill" node
-  note "setting up: commit $(git -C "$root" rev-parse --short HEAD)"
+  note "setting up: commit $commit"
+  call rm -f -- "$records/commit_on_hosts"
   call mkdir -p -- "$bundle" \
-    && call git -C "$root" archive --format=tar.gz "--output=$bundle/code.tar.gz" HEAD \
+    && call git -C "$root" archive --format=tar.gz "--output=$bundle/code.tar.gz" "$commit" \
     && call cp -- "$root/launch/tpu_host.sh" "$bundle/" || return 1
   for node in $(nodes); do
     tpus tpu-vm scp --recurse "$bundle" "$node:" --worker=all \
       ${SSH_FLAGS[@]+"${SSH_FLAGS[@]}"} < /dev/null || return 1
   done
-  on_hosts all setup
+  on_hosts all setup || return 1
+  [ -n "$dry_run" ] || printf '%s\n' "$commit" > "$records/commit_on_hosts"
 }

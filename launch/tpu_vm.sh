@@ -6,7 +6,9 @@
 #                                          asked for again, and the study goes on from its workdir
 #   tpu_vm.sh create | setup               asks for the slice and waits; puts the last commit there
 #   tpu_vm.sh run CONFIG [flags of main]   runs on all hosts; restarts what was interrupted
-#   tpu_vm.sh logs                         follows the log of process 0
+#   tpu_vm.sh logs                         follows the log of process 0; logs of all attempts, of
+#                                          this host and of one that failed, are kept in
+#                                          runs/launch/NAME/logs
 #   tpu_vm.sh status | stop | delete       shows; ends the study after it has saved; gives all back
 #
 # Flags, before the config:
@@ -16,11 +18,17 @@
 #   --max_restarts=100    (up, run)
 #   --delete              (up) gives the slice back when the study has finished
 #   --allow_uncommitted   (up, setup) the hosts get the last commit, never what is not committed
+#   --new_commit          (up) a run that is taken up goes on with the commit with which it began,
+#                         unless this is given: then with the last one
+#   --commit=HASH         (up) this commit, whatever the last one is and whatever is not committed
 #   --worker=0 --lines=50 --follow=no      (logs)
 #
 # The workdir is BUCKET/<name of the config> unless --workdir=gs://... is given. What runs on the
 # hosts goes on when this script is interrupted or loses its network: the same command takes it up.
-# Ends with main's code; 75: unfinished, give the same command again; 69: no slice to run on.
+# An unexpected error of main (1) is tried again, until it came three times in a row without a run
+# of QUICK_SECONDS (settings) in between; what main refuses (2) is not.
+# Ends with main's code; 75: unfinished, give the same command again; 69: no slice to run on;
+# 64: the launcher's own error, in one sentence.
 
 # shellcheck disable=SC2154  # parse_flags makes flag_*
 set -euo pipefail
@@ -29,6 +37,8 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/tpu_common.sh"
 # shellcheck source=tpu_slice.sh
 source "$root/launch/tpu_slice.sh"
+# shellcheck source=tpu_logs.sh
+source "$root/launch/tpu_logs.sh"
 # shellcheck source=tpu_watch.sh
 source "$root/launch/tpu_watch.sh"
 
@@ -64,12 +74,16 @@ _leave() {
 }
 
 up() {
-  local code=0
-  _settings 'max_restarts delete allow_uncommitted' "$@"
+  local code=0 memory
+  _settings 'max_restarts delete allow_uncommitted commit new_commit' "$@"
   _study
-  require_committed
+  memory="$records/commits/$study-$(cksum <<< "$workdir" | cut -d' ' -f1)"
+  choose_commit "$memory"
+  require_config
+  remember_commit "$memory"
   dry_state=ABSENT needs_setup=yes
   run_to_the_end yes "${start_words[@]}" || code=$?
+  if [ "$code" = 0 ] && [ -z "$dry_run" ]; then rm -f -- "$memory"; fi
   if [ "$code" = 0 ] && [ -n "$flag_delete" ]; then
     delete_slice
   elif [ -z "$dry_run" ]; then
@@ -79,9 +93,12 @@ up() {
 }
 
 run() {
+  local code=0
   _settings max_restarts "$@"
   _study
-  local code=0
+  commit="$(commit_on_hosts)"
+  [ "$commit" != unknown ] || commit="$(git -C "$root" rev-parse HEAD)"
+  require_config
   run_to_the_end no "${start_words[@]}" || code=$?
   return "$code"
 }
@@ -96,7 +113,7 @@ create() {
 set_up() {
   _settings allow_uncommitted "$@"
   _no_study
-  require_committed
+  choose_commit /dev/null
   setup || { note 'the hosts could not be set up'; return "$UNAVAILABLE"; }
 }
 
@@ -134,8 +151,13 @@ stop() {
 }
 
 delete() {
+  local number token
   _settings '' "$@"
   _no_study
+  if [ -z "$dry_run" ] && [ -s "$records/attempt" ] && [[ "$(slice_state)" == READY* ]]; then
+    read -r number token _ < "$records/attempt"
+    keep_logs "$token" || true  # no log is worth a slice that is not given back
+  fi
   delete_slice
 }
 
@@ -145,5 +167,5 @@ case "$verb" in
   up | run | create | logs | status | stop | delete) "$verb" "$@" ;;
   setup) set_up "$@" ;;
   --help) usage ;;
-  *) usage >&2; exit 2 ;;
+  *) usage >&2; exit "$OWN_ERROR" ;;
 esac

@@ -3,7 +3,8 @@
 # from tpu.env.example.
 #
 #   xpk.sh run CONFIG [flags of main]    submits the last commit as the workload NAME
-#   xpk.sh sweep --cells=0-11 CONFIG [flags of main]     a workload NAME-c3 for cell 3, and so on
+#   xpk.sh sweep --cells=0-11 CONFIG [flags of main]     a workload NAME-c3 for cell 3, and so on;
+#                          cells that read earlier ones: when those have finished, with --cells
 #   xpk.sh list | logs | delete
 #
 # Flags, before the config:
@@ -39,7 +40,7 @@ _workload() {  # words of `xpk workload`
 _unpack() {  # the last commit, for xpk to lay over the image
   call rm -rf -- "$records/code"
   call mkdir -p -- "$records/code"
-  call git -C "$root" archive --format=tar "--output=$records/code.tar" HEAD
+  call git -C "$root" archive --format=tar "--output=$records/code.tar" "$commit"
   call tar -xf "$records/code.tar" -C "$records/code"
 }
 
@@ -60,7 +61,8 @@ _submit() {  # name of the workload, further flags of main
 
 _prepare() {
   read_study ${rest[@]+"${rest[@]}"}
-  require_committed
+  choose_commit /dev/null
+  require_config
   _unpack
 }
 
@@ -96,5 +98,5 @@ shift || true
 case "$verb" in
   run | sweep | list | logs | delete) "$verb" "$@" ;;
   --help) usage ;;
-  *) usage >&2; exit 2 ;;
+  *) usage >&2; exit "$OWN_ERROR" ;;
 esac

@@ -51,14 +51,14 @@ def generate(target: base.Model, prompts: Sequence[Any], *, max_new_tokens: int,
   """
   sampling = sampling_lib.Sampling(temperature, top_k, top_p)
   prompts_bt, lengths_b = pad_prompts(target, prompts, max_new_tokens, prompt_width)
-  module = target.module.unstacked()
+  module = target.unrolled
   state = engine.prefill_autoregressive(
       module, prompts_bt, lengths_b, key, max_new_tokens=max_new_tokens)
   state = engine.decode_autoregressive(module, state, sampling=sampling)
   return engine.generation(state, max_new_tokens=max_new_tokens)
 
 
-def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *,
+def speculate(target: base.Model, drafter: base.Model | Any, prompts: Sequence[Any], *,
               gamma: int | None = None, tree: str | None = None,
               max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
               top_p: float | None = None, rule: str = 'exact', epsilon: float = 1.0,
@@ -67,7 +67,8 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
   """Decodes the target speculatively (Leviathan et al. 2023; Chen et al. 2023).
 
   Args (beside those of `generate`, which mean the same here):
-    drafter: a smaller model with the target's vocabulary, or a feature-level draft of it.
+    drafter: a smaller model with the target's vocabulary, or a feature-level draft of it; or a
+      `structs.Drafter` of yours, which says itself what it drafts and how.
     gamma: tokens of the chain that is drafted in a cycle, at least 1.
     tree: drafted in place of a chain: 'eagle1', the ranks along the paths to all nodes, as in
       '0 1 00 01', or EAGLE-2's dynamic tree, as in 'dynamic k10 d6 n60' (top-k, depth, nodes).
@@ -83,6 +84,9 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
     min_confidence: a row stops drafting, before gamma, where the drafter's best token is less
       likely than this; 0 never stops. As exact as a fixed length. Of chains only.
 
+  Returns:
+    `Generation` with tokens `[b, max_new_tokens]` and, in `stats`, what was drafted and kept.
+
   Raises:
     ValueError: as `generate`; gamma below 1, or a tree that there is not, or both; a rule that
       makes no sense with this epsilon or temperature; min_confidence outside [0, 1);
@@ -90,12 +94,19 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
   """
   sampling = sampling_lib.Sampling(temperature, top_k, top_p)
   built_rule = rules.for_sampling(rule, epsilon, sampling)
-  target, drafter = check_pair(target, drafter)
+  if isinstance(drafter, base.Model):
+    target, drafter = check_pair(target, drafter)
+    module = decoding_module(target, drafter)
+    built_drafter = make_drafter(drafter, gamma=gamma, tree=tree, target_sampling=sampling,
+                                 target=target, draft_sampling=draft_sampling,
+                                 min_confidence=min_confidence)
+  else:
+    module, built_drafter = target.unrolled, drafter
+    if gamma is not None or tree is not None:
+      raise ValueError(f'gamma is {gamma} and tree is {tree!r}, but the drafter is a '
+                       f'{type(drafter).__name__}, which says itself what it drafts; leave both '
+                       'out')
   prompts_bt, lengths_b = pad_prompts(target, prompts, max_new_tokens, prompt_width)
-  module = decoding_module(target, drafter)
-  built_drafter = make_drafter(drafter, gamma=gamma, tree=tree, target_sampling=sampling,
-                               target=target,
-                               draft_sampling=draft_sampling, min_confidence=min_confidence)
   state = engine.prefill_speculative(
       module, built_drafter, prompts_bt, lengths_b, key, max_new_tokens=max_new_tokens)
   state = engine.decode_speculative(
@@ -105,7 +116,7 @@ def speculate(target: base.Model, drafter: base.Model, prompts: Sequence[Any], *
 
 def decoding_module(target: base.Model, drafter: base.Model) -> Any:
   """The target's module as decoding loops take it, with the features that the draft reads."""
-  return built.target(target.module, drafter.module)
+  return built.target(target.unrolled, drafter.module)
 
 
 def on_given_text(target: base.Model, drafter: base.Model) -> Any:
@@ -139,7 +150,7 @@ def make_drafter(model: base.Model, *, gamma: int | None = None, tree: str | Non
     raise ValueError(f'min_confidence is {min_confidence}, but a tree is drafted as it is; it must '
                      'be 0')
   sampling = sampling_lib.Sampling(0.0) if draft_sampling == 'greedy' else target_sampling
-  return built.drafter(model.module, target and target.module,
+  return built.drafter(model.unrolled, target and target.unrolled,
                        gamma if shape is None else shape, sampling, min_confidence)
 
 

@@ -35,6 +35,7 @@ from specdistill_jax import processes
 from specdistill_jax import storage
 from specdistill_jax.stages import checks
 from specdistill_jax.stages import config_files
+from specdistill_jax.stages import messages
 from specdistill_jax.stages import places
 from specdistill_jax.stages import workdirs
 
@@ -75,6 +76,22 @@ def _check_stages(config: ml_collections.ConfigDict, workdir: pathlib.Path,
           f'run --stages={",".join([*missing, stage])}')
 
 
+def _check_slice(config: ml_collections.ConfigDict, workdir: pathlib.Path,
+                 stages: Sequence[str]) -> None:
+  """A model that trains on many small chips may decode on another kind only: told before days."""
+  decoding = config.evaluate and config.evaluate.topology
+  kind = lambda topology: topology.partition(':')[0]
+  training = [stage for stage in ('target', 'draft', 'distill')
+              if stage in stages and not workdirs.done_path(workdir, stage).exists()]
+  if (not decoding or not config.topology or not training or 'evaluate' not in stages
+      or kind(decoding) == kind(config.topology)):
+    return
+  if importlib.import_module('jax').default_backend() == 'tpu':
+    raise ValueError(f'this study trains on {config.topology} and decodes on {decoding}; run '
+                     '--stages=prepare,target,draft,distill on the one and, with the same '
+                     '--workdir, --stages=evaluate,report on the other')
+
+
 def _run_stage(stage: str, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """Training stages run on all processes; the others on the first, while the rest wait."""
   if stage not in ('target', 'draft', 'distill') and not processes.is_first():
@@ -99,12 +116,13 @@ def _failure_told(workdir: pathlib.Path, stage: str):
     raise
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str],
+def run(config: ml_collections.ConfigDict | str, workdir: str | os.PathLike[str],
         stages: Sequence[str] | None = None) -> dict[str, float]:
   """Runs a study, or some of its stages, in `workdir`.
 
   Args:
-    config: as from a file in `configs/`; checked before anything is touched.
+    config: as from a file in `configs/`, or the path of one, with its argument behind a colon;
+      checked before anything is touched.
     workdir: made if missing; refused if it holds a study of another config.
     stages: names of `STAGES`, run in the order of `STAGES`; None for all that the config has.
 
@@ -117,6 +135,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str],
   """
   started = time.perf_counter()
   workdir = storage.path(workdir)
+  if isinstance(config, str):
+    config = config_files.load(config)
   config = places.resolved(config, workdir)
   checks.check(config)
   workdirs.check(config, workdir)
@@ -125,6 +145,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str],
   else:
     stages = sorted(stages, key=lambda stage: STAGES.index(stage) if stage in STAGES else -1)
   _check_stages(config, workdir, stages)
+  _check_slice(config, workdir, stages)
   workdirs.claim(config, workdir)
   seconds = {}
   for stage in stages:
@@ -135,13 +156,15 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str],
       continue
     processes.say(f'[{stage}]')
     stage_started = time.perf_counter()
-    with _failure_told(workdir, stage):
+    timed = (workdirs.attempt(workdir, stage) if processes.is_first()
+             else contextlib.nullcontext())
+    with timed, _failure_told(workdir, stage):
       _run_stage(stage, config, workdir)
       processes.meet(f'end of {stage}')
     seconds[stage] = time.perf_counter() - stage_started
     if processes.is_first():
       workdirs.forget_failure(workdir)
-      workdirs.write_atomically(path, dict(stage=stage, wall_seconds=round(seconds[stage], 3)))
+      workdirs.write_done(workdir, stage)
     processes.say(f'[{stage}] {seconds[stage]:.1f} s')
   if 'report' in stages and processes.is_first():
     importlib.import_module('specdistill_jax.stages.report').show(config, workdir)
@@ -279,7 +302,8 @@ def _program(values: flags.FlagValues, cluster: processes.Cluster | None) -> int
     if cluster is not None:
       processes.join(cluster)
     preemption.watch(second_ends=cluster is None)
-    _study(values)
+    with messages.shown():
+      _study(values)
     processes.leave()
   except preemption.Stopped as stopped:
     processes.leave()

@@ -20,14 +20,15 @@ import sys
 import traceback
 from typing import Any
 
-# EX_TEMPFAIL of sysexits.h: nothing is wrong, and the same command goes on from the last checkpoint.
+# EX_TEMPFAIL of sysexits.h: nothing is wrong; the same command goes on from the last checkpoint.
 EXIT_AGAIN = 75
 MODES = ('auto', 'off', 'explicit')
 _BARRIER_SECONDS = 7 * 24 * 3600  # a dead process ends the wait; a slow one, as in prepare, may not
 _PR_SET_PDEATHSIG = 1
 # What collectives and the coordination service say when another process has gone.
 _LOST = re.compile(r'Gloo .* failed|coordination service|Connection (reset|closed|refused)|'
-                   r'Socket closed|UNAVAILABLE|heartbeat|task (died|crashed|was preempted)', re.IGNORECASE)
+                   r'Socket closed|UNAVAILABLE|heartbeat|task (died|crashed|was preempted)',
+                   re.IGNORECASE)
 
 _meetings = itertools.count()
 
@@ -86,7 +87,8 @@ def cluster(mode: str, given: Cluster) -> Cluster | None:
 def _detected_processes() -> int:
   """Processes of the cluster that JAX's own detection finds; 1 where it finds none."""
   from jax._src import clusters  # pylint: disable=g-import-not-at-top
-  found = next((kind for kind in clusters.ClusterEnv._cluster_types  # pylint: disable=protected-access
+  kinds = clusters.ClusterEnv._cluster_types  # pylint: disable=protected-access
+  found = next((kind for kind in kinds
                 if not kind.opt_in_only_method and kind.is_env_present()), None)
   if found is None:
     return 1
@@ -182,13 +184,6 @@ def look(key: str) -> str | None:
 def wait_for(key: str) -> str:
   """A value that some process has left, or will."""
   return _state().client.blocking_key_value_get(key, _BARRIER_SECONDS * 1000)
-
-
-def only_first(name: str, work: Callable[[], None]) -> None:
-  """Process 0 works, and the others wait for it."""
-  if is_first():
-    work()
-  meet(name)
 
 
 def is_lost_peer(error: BaseException) -> bool:

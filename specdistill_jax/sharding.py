@@ -16,11 +16,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 AXES = ('data', 'fsdp', 'tensor')
+_AUTO = (AxisType.Auto,) * len(AXES)
 
 # Letter of the shape legend (structs.py) -> mesh axis. Letters that are not here stay whole.
 _HEADS = dict(n='tensor', k='tensor', f='tensor', v='tensor', w='tensor')
@@ -51,7 +53,36 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1,
     raise ValueError(
         f'mesh: data={data}, fsdp={fsdp}, tensor={tensor} does not fit {len(devices)} devices; '
         'the product of the three must be the number of devices (-1 fills up one of them)')
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  slices = len({getattr(device, 'slice_index', None) or 0 for device in devices})
+  if slices == 1:
+    return jax.make_mesh(shape, AXES, axis_types=_AUTO, devices=devices)
+  if shape[0] % slices:
+    raise ValueError(f'mesh: data={shape[0]} on {slices} slices; it must be a multiple of their '
+                     'number: only data may go over the network between them')
+  between = (slices, 1, 1)
+  return Mesh(mesh_utils.create_hybrid_device_mesh(
+      (shape[0] // slices, *shape[1:]), between, devices=devices), AXES, axis_types=_AUTO)
+
+
+def regrouped(mesh: Mesh, tensor: int | None) -> Mesh:
+  """The devices of a mesh, in their order, `tensor` of them sharing heads; fsdp takes the rest.
+
+  A decode loop reads all weights once a token: what training gathers over fsdp costs it more
+  than sums over tensor. None is the mesh as it is.
+  """
+  if tensor is None:
+    return mesh
+  others = mesh.shape['fsdp'] * mesh.shape['tensor']
+  if others % tensor:
+    raise ValueError(f'distill.rollout.tensor is {tensor}; it must divide mesh.fsdp x mesh.tensor, '
+                     f'{others}')
+  return Mesh(mesh.devices.reshape(mesh.shape['data'], others // tensor, tensor), AXES,
+              axis_types=_AUTO)
+
+
+def laid_out(tree: Any, mesh: Mesh, layout: str = DEFAULT_LAYOUT) -> Any:
+  """A tree of arrays on a mesh of the same devices in the same order."""
+  return jax.jit(lambda x: x, out_shardings=parameter_shardings(tree, mesh, layout))(tree)
 
 
 def _parameter_name(path: tuple[Any, ...]) -> str:

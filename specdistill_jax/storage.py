@@ -179,11 +179,15 @@ class Lines:
 
 @contextlib.contextmanager
 def made(place: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A file on a disk to be written, which becomes `place` if the block ends well."""
+  """A file on a disk to be written, which becomes `place` if the block ends well, or vanishes."""
   if not _is_in_bucket(place):
     aside = place.with_name(f'incomplete-{place.name}')  # the end of a name may say the format
-    yield aside
-    os.replace(aside, place)
+    try:
+      yield aside
+      os.replace(aside, place)
+    except BaseException:
+      aside.unlink(missing_ok=True)
+      raise
     return
   with tempfile.TemporaryDirectory() as folder:
     aside = pathlib.Path(folder) / place.name
@@ -251,6 +255,14 @@ def put(source: pathlib.Path, folder: pathlib.Path) -> None:
   files = [file for file in sorted(source.rglob('*')) if file.is_file()]
   _client().put([str(file) for file in files],
                 [f'{folder}/{file.relative_to(source).as_posix()}' for file in files])
+
+
+def remove(folder: pathlib.Path) -> None:
+  """Removes a folder with all that is in it, if it is there."""
+  if _is_in_bucket(folder):
+    folder.rmtree(missing_ok=True)
+  else:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def move(folder: pathlib.Path, destination: pathlib.Path) -> None:

@@ -6,10 +6,11 @@
   python -m specdistill_jax.tables --workdir=W/cell-0,W/cell-1 --figure=speedup
 
 With --config the table has a line for everything that the config's sweep asks for: W is the
-folder that `main --sweep=all` was given, several are merged. What is missing or failed stands in the
-table; the commands that fill it, and what is odd about rows, are told on standard error. Rows are
-pooled over seeds; brackets are 95 % intervals from bootstraps over prompts and seeds, those of gains
-paired by prompt. Overrides that the cells were run with are given here too: --config.field=value.
+folder that `main --sweep=all` was given, several are merged. What is missing or failed stands in
+the table; the commands that fill it, and what is odd about rows, are told on standard error. Rows
+are pooled over seeds; brackets are 95 % intervals from bootstraps over prompts and seeds, those of
+gains paired by prompt. Overrides that the cells were run with are given here too:
+--config.field=value.
 
 Without --config: a line for each draft and method, a column for each way to decode; plots are bars.
 """
@@ -28,27 +29,36 @@ FORMATS = ('markdown', 'latex', 'csv')  # of evaluation.formats, named here for 
 _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 
 
-def load(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of a workdir's last configuration; raises ValueError if there is none."""
+def load(workdir: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
+  """The rows of a workdir's last configuration, and how many there are of older ones.
+
+  Raises:
+    ValueError: there is no row.
+  """
   from specdistill_jax.evaluation import rows as rows_lib  # as below
   found = rows_lib.read(workdir / 'results.jsonl')
   if not found:
     raise ValueError(f'{workdir} has no results.jsonl with rows; run its study first')
-  return [row for row in found if row['config_hash'] == found[-1]['config_hash']]
+  return rows_lib.of_last_config(found)
 
 
 def summaries(workdirs: Sequence[pathlib.Path],
-              samples: int = 1000) -> list[tuple[pathlib.Path, str, int, Any]]:
-  """(workdir, draft, its parameters, `evaluation.summary.Summary`) of all that was measured."""
+              samples: int = 1000) -> tuple[list[tuple[pathlib.Path, str, int, Any]], list[str]]:
+  """(workdir, draft, its parameters, `evaluation.summary.Summary`) of all that was measured.
+
+  Beside them sentences about rows that are left out.
+  """
+  from specdistill_jax.evaluation import rows as rows_lib
   from specdistill_jax.evaluation import summary as summary_lib  # a misspelt flag needs no NumPy
-  found = []
+  found, notes = [], []
   for workdir in workdirs:
-    rows = load(workdir)
+    rows, older = load(workdir)
+    notes += rows_lib.older_told(workdir, older)
     for draft, size in {row['draft']: row['draft_parameters'] for row in rows}.items():
       mine = [row for row in rows if row['draft'] == draft]
       found += [(workdir, draft, size, one)
                 for one in summary_lib.summarise(mine, samples=samples)]
-  return found
+  return found, notes
 
 
 def table(measured: Sequence[tuple[pathlib.Path, str, int, Any]],
@@ -218,9 +228,10 @@ def _answer(values: flags.FlagValues, config: str | None, words: Sequence[str]) 
     if words or values.figure not in FIGURES:
       raise ValueError('--figure=speed and overrides need --config')
     from specdistill_jax.evaluation import formats
-    measured = summaries([storage.path(name) for name in values.workdir],
-                         values.bootstrap_samples)
-    notes = bars(measured, storage.path(values.plots), values.figure) if values.plots else ()
+    measured, notes = summaries([storage.path(name) for name in values.workdir],
+                                values.bootstrap_samples)
+    if values.plots:
+      notes += bars(measured, storage.path(values.plots), values.figure)
     return formats.written(*table(measured, values.figure), values.format), notes
   if not values.workdir:
     from specdistill_jax.stages import config_files

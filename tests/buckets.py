@@ -6,8 +6,7 @@ Both must end with the same lines in metrics.jsonl and results.jsonl, times apar
 is distilled as well and killed in other places too, and another one is begun by one process,
 killed, and finished by two.
 
-The bucket is `bucket.py`, in a process of its own. As in kills.py, runs are forks of a process
-that has imported everything.
+The bucket is `bucket.py`, in a process of its own. Runs are forks of this one (forks.py).
 """
 
 import argparse
@@ -15,31 +14,20 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
+
+import forks  # first: it sets the environment of JAX
+
+import bucket
+import chats_config
+import numpy as np
+
+from specdistill_jax.evaluation import rows
 
 _TESTS = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-import compiler  # noqa: E402
-
-os.environ['XLA_FLAGS'] = compiler.QUICK
-
-import bucket  # noqa: E402
-import chats_config  # noqa: E402
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-
-from specdistill_jax import main  # noqa: E402
-from specdistill_jax.evaluation import rows  # noqa: E402
-from specdistill_jax.stages import distill  # noqa: E402,F401  (imported before the forks)
-from specdistill_jax.stages import evaluate  # noqa: E402,F401
-from specdistill_jax.stages import prepare  # noqa: E402,F401
-
 TIMES = ('tokens_per_second', 'rollout_share', 'data_wait_share')
 MEASURED = ('alpha', 'block_efficiency', 'acceptance_by_position', 'num_prompts',
             'reached_by_position')
@@ -56,24 +44,9 @@ class Studies:
   def start(self, workdir: str, *flags: str) -> int:
     """Forks a process that runs the command; returns its number."""
     self.count += 1
-    child = os.fork()
-    if child:
-      return child
-    status = 1
-    try:
-      output = os.open(self.folder / f'output{self.count}', os.O_WRONLY | os.O_CREAT)
-      os.dup2(output, 1)
-      os.dup2(output, 2)
-      jax.config.update('jax_compilation_cache_dir', str(self.folder / 'compiled'))
-      jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-      jax.config.update('jax_num_cpu_devices', 1)
-      status = main.main(['main', f'--config={_TESTS / "chats_config.py"}:{self.argument}',
-                          f'--workdir={workdir}', *flags])
-    except BaseException:  # what leaves by `os._exit` would say nothing
-      traceback.print_exc()
-    finally:
-      sys.stderr.flush()
-      os._exit(status)
+    return forks.start(
+        self.folder / f'output{self.count}', self.folder / 'compiled',
+        f'--config={_TESTS / "chats_config.py"}:{self.argument}', f'--workdir={workdir}', *flags)
 
   def finish(self, *children: int) -> None:
     for child in children:
@@ -101,11 +74,7 @@ class Studies:
     return bucket.request(self.port, name)
 
   def two(self, workdir: str, *flags: str) -> None:
-    with socket.socket() as free:
-      free.bind(('localhost', 0))
-      address = f'localhost:{free.getsockname()[1]}'
-    self.finish(*[self.start(workdir, *flags, f'--coordinator_address={address}',
-                             '--num_processes=2', f'--process_id={index}') for index in (0, 1)])
+    self.finish(*[self.start(workdir, *flags, *own) for own in forks.joined(2)])
 
 
 def lines(content: bytes) -> list[dict]:

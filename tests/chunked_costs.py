@@ -3,11 +3,11 @@
   PYTHONPATH=. python tests/chunked_costs.py [vocab_size] [chunk]              on this machine
   PYTHONPATH=. python tests/chunked_costs.py [vocab_size] [chunk] [topology]   by the TPU compiler
 
-The gradient of the loss alone on features and head. On this machine 4 rows of 256 tokens, both models
-128 wide, in float32: temporary bytes and FLOPs by the compiler and by the trace, seconds a call
-(median of three, compiled before). On a slice 8 rows of 1,024 tokens a chip, the teacher 4,096 and
-the student 2,048 wide, in bfloat16, heads spread over all chips: bytes and FLOPs of a chip by the
-compiler, loops as often as they run, and a roofline time.
+The gradient of the loss alone on features and head. On this machine 4 rows of 256 tokens, both
+models 128 wide, in float32: temporary bytes and FLOPs by the compiler and by the trace, seconds a
+call (median of three, compiled before). On a slice 8 rows of 1,024 tokens a chip, the teacher
+4,096 and the student 2,048 wide, in bfloat16, heads spread over all chips: bytes and FLOPs of a
+chip by the compiler, loops as often as they run, and a roofline time.
 """
 
 import json

@@ -1,7 +1,9 @@
 """Tiny models of `transformers`, random in every parameter, as directories on disk."""
 
+import atexit
 import functools
 import pathlib
+import shutil
 import tempfile
 
 import jax
@@ -66,6 +68,7 @@ def saved(family: str) -> tuple[object, pathlib.Path]:
   """A model and the directory that it was saved to; shared, so never to be changed."""
   model = build(family)
   directory = pathlib.Path(tempfile.mkdtemp(prefix=f'hub-{family}-'))
+  atexit.register(shutil.rmtree, directory)
   model.save_pretrained(directory)
   return model, directory
 

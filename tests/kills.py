@@ -1,15 +1,14 @@
 """Kills training at random moments and resumes it, many times, and compares with a run left alone.
 
-  python tests/kills.py [--kills=50] [--seed=0] [--stages=target,draft,distill] [--ask]
+  python tests/kills.py [--kills=50] [--asks=0] [--seed=0] [--stages=target,draft,distill]
 
 Every study ends when a run of its command ends by itself. Its parameters, optimizer states and
 data positions must then be those of the study that nobody killed, bit for bit, and metrics.jsonl
 must have the same lines, none missing, none twice.
 
-With --ask they are asked to stop (SIGTERM) instead, and must save and exit with status 75.
+Other studies are asked to stop (SIGTERM), --asks times, and must save and exit with status 75.
 
-Processes are forks of one that has imported everything and touched no device, and share a
-compilation cache: a new start costs a second instead of ten.
+Runs are forks of this process (forks.py) and share a compilation cache.
 """
 
 import argparse
@@ -19,51 +18,28 @@ import pathlib
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
-import traceback
+
+import forks  # first: it sets the environment of JAX
+
+import jax
+import numpy as np
+
+import studies
+from specdistill_jax import sharding
+from specdistill_jax.checkpoints import store
+from specdistill_jax.models import families
+from specdistill_jax.training import state as state_lib
 
 _TESTS = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-
-import studies  # noqa: E402
-from specdistill_jax import main  # noqa: E402
-from specdistill_jax import sharding  # noqa: E402
-from specdistill_jax.checkpoints import store  # noqa: E402
-from specdistill_jax.models import families  # noqa: E402
-from specdistill_jax.stages import distill  # noqa: E402,F401  (imported before the forks)
-from specdistill_jax.stages import train  # noqa: E402,F401
-from specdistill_jax.training import state as state_lib  # noqa: E402
-
 TIMES = ('tokens_per_second', 'rollout_share', 'data_wait_share')
 ARGUMENTS = 'steps=24,checkpoint_every=2,eval_every=12,log_every=1,dropout=0.1'
 
 
 def start(workdir: pathlib.Path, stages: str, cache: pathlib.Path) -> int:
-  """Forks a process that runs the command; returns its number."""
-  child = os.fork()
-  if child:
-    return child
-  status = 1
-  try:
-    output = os.open(workdir / 'output', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    jax.config.update('jax_compilation_cache_dir', str(cache))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-    jax.config.update('jax_num_cpu_devices', 1)
-    status = main.main(['main', f'--config={_TESTS / "tiny_config.py"}:{ARGUMENTS}',
-                        f'--workdir={workdir}', f'--stages={stages}'])
-  except BaseException:  # what leaves by `os._exit` would say nothing
-    traceback.print_exc()
-  finally:
-    sys.stderr.flush()
-    os._exit(status)
+  return forks.start(workdir / 'output', cache, f'--config={_TESTS / "tiny_config.py"}:{ARGUMENTS}',
+                     f'--workdir={workdir}', f'--stages={stages}')
 
 
 def prepare(folder: pathlib.Path) -> None:
@@ -82,12 +58,6 @@ def study(workdir: pathlib.Path) -> pathlib.Path:
   return shutil.copytree(workdir.with_name('prepared'), workdir)
 
 
-def ended(child: int) -> int | None:
-  """The exit status of a child, or None while it runs."""
-  found, status = os.waitpid(child, os.WNOHANG)
-  return os.waitstatus_to_exitcode(status) if found else None
-
-
 def alone(folder: pathlib.Path, stages: str, cache: pathlib.Path) -> tuple[pathlib.Path, float]:
   """The study that nobody kills, and the seconds it takes once everything is compiled."""
   for name in ('first', 'alone'):
@@ -101,11 +71,11 @@ def alone(folder: pathlib.Path, stages: str, cache: pathlib.Path) -> tuple[pathl
 
 def killed(folder: pathlib.Path, stages: str, cache: pathlib.Path, seconds: float, kills: int,
            rng: random.Random, ask: bool, say=print) -> list[pathlib.Path]:
-  """Studies that were killed `kills` times in all, each then finished."""
-  workdirs, done, fresh = [], 0, True
+  """Studies that were killed, or asked to stop, `kills` times in all, each then finished."""
+  kind, workdirs, done, fresh = 'ask' if ask else 'kill', [], 0, True
   while done < kills or not fresh:
     if fresh:
-      workdirs.append(study(folder / f'killed-{len(workdirs)}'))
+      workdirs.append(study(folder / f'{kind}-{len(workdirs)}'))
     workdir = workdirs[-1]
     child, seen = start(workdir, stages, cache), written(workdir)
     # In one of five runs while it starts; else some lines later, whatever the machine's load.
@@ -114,7 +84,7 @@ def killed(folder: pathlib.Path, stages: str, cache: pathlib.Path, seconds: floa
     while status is None and (done >= kills or (
         time.monotonic() < deadline if early else written(workdir) < wanted)):
       time.sleep(0.002)
-      status = ended(child)
+      status = forks.ended(child)
     if status is None and not early:
       time.sleep(rng.uniform(0.0, 0.1))  # into the midst of what follows a line
     if status is None:
@@ -127,8 +97,11 @@ def killed(folder: pathlib.Path, stages: str, cache: pathlib.Path, seconds: floa
       raise RuntimeError((workdir / 'output').read_text())
     if not fresh:
       done += 1
+      if status == 75 and written(workdir):
+        last = lines(workdir)[-1]
+        assert newest(workdir)[last['run']] == last['step'], (newest(workdir), last)
       saving = bool(list(workdir.glob('**/*.orbax-checkpoint-tmp*')))
-      say(f'kill {done}: status {status}, study {len(workdirs)}, newest step {newest(workdir)}'
+      say(f'{kind} {done}: status {status}, study {len(workdirs)}, newest step {newest(workdir)}'
           f'{", while saving" if saving else ""}')
   return workdirs
 
@@ -170,7 +143,7 @@ def state(workdir: pathlib.Path, run: str) -> tuple:
 
 def assert_same(workdir: pathlib.Path, other: pathlib.Path) -> None:
   runs = sorted(str(path.parent.relative_to(other)) for path in other.glob('**/checkpoints'))
-  assert runs and lines(workdir) == lines(other)
+  assert runs and lines(workdir) == lines(other), workdir.name
   for run in runs:
     ours, theirs = state(workdir, run), state(other, run)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
@@ -180,21 +153,24 @@ def assert_same(workdir: pathlib.Path, other: pathlib.Path) -> None:
 def _main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--kills', type=int, default=50)
+  parser.add_argument('--asks', type=int, default=0)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--stages', default='target,draft,distill')
-  parser.add_argument('--ask', action='store_true')
   asked = parser.parse_args()
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     prepare(folder)
     reference, seconds = alone(folder, asked.stages, folder / 'cache')
-    print(f'a study takes {seconds:.1f} s', flush=True)
-    workdirs = killed(folder, asked.stages, folder / 'cache', seconds, asked.kills,
-                      random.Random(asked.seed), asked.ask, say=lambda text: print(text, flush=True))
-    for workdir in workdirs:
-      assert_same(workdir, reference)
-    print(f'{asked.kills} kills in {len(workdirs)} studies: all equal to the one left alone',
-          flush=True)
+    say = lambda text: print(text, flush=True)
+    say(f'a study takes {seconds:.1f} s')
+    kinds = dict(kills=asked.kills, asks=asked.asks)
+    workdirs = {kind: killed(folder, asked.stages, folder / 'cache', seconds, count,
+                             random.Random(asked.seed), kind == 'asks', say)
+                for kind, count in kinds.items() if count}
+    for kind, found in workdirs.items():  # starts a backend, so no forks from here on
+      for workdir in found:
+        assert_same(workdir, reference)
+      say(f'{kinds[kind]} {kind} in {len(found)} studies: all equal to the one left alone')
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'specdistill_jax'
 ENTRY_POINTS = {'main', 'compile', 'convert', 'tables', 'bench'}
 MAX_LINES = 400
+MAX_COLUMNS = 100
 
 # Room -> rooms that it may import, beside itself.
 ARROWS = {
@@ -128,6 +129,16 @@ def test_files_stay_short():
   assert max(lengths.values()) < MAX_LINES, {k: v for k, v in lengths.items() if v >= MAX_LINES}
 
 
+def test_lines_stay_narrow():
+  """Of everything that is Python, configs, tests and notebooks too."""
+  names = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob('*.py'))}
+  wide = {f'{name}:{number}': len(line) for name, path in names.items()
+          if not name.startswith(('.venv', 'runs'))
+          for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1)
+          if len(line) > MAX_COLUMNS}
+  assert not wide
+
+
 def test_no_cycle_between_modules():
   """Module-level arrows inside a room: importing must have an order."""
   names = {'.'.join(path.relative_to(ROOT).with_suffix('').parts): path for path in sources()}
@@ -144,6 +155,18 @@ def loaded_after(statement: str) -> set[str]:
       [sys.executable, '-c', f'{statement}\nimport sys\nprint("\\n".join(sys.modules))'],
       cwd=ROOT, capture_output=True, text=True, check=True)
   return set(listing.stdout.split())
+
+
+def test_importing_makes_no_array():
+  """It would take the devices before processes could join, and before a flag says which."""
+  rooms = ('losses', 'models', 'decoding', 'drafters', 'training')
+  names = ['.'.join(path.relative_to(ROOT).with_suffix('').parts) for path in sources()
+           if room(path) in rooms]
+  done = subprocess.run(
+      [sys.executable, '-c', f'import {", ".join(names)}\nfrom jax._src import xla_bridge\n'
+       'print(xla_bridge.backends_are_initialized())'],
+      cwd=ROOT, capture_output=True, text=True, check=True)
+  assert done.stdout == 'False\n'
 
 
 def test_importing_the_package_is_light():

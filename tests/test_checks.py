@@ -222,3 +222,18 @@ def test_a_rule_needs_one_temperature_that_it_is_for():
   assert "('linear', 0.5)" in refused(config)
   config.evaluate.temperatures = (0.7,)
   assert "('greedy_lenience', 0.5)" in refused(config)
+
+
+def test_files_of_plain_text_have_rows_of_prompt_and_continuation():
+  config = common.study('x')
+  config.task.update(name='local_files', train_files=('a.txt.gz', 'b.txt'), max_length=64,
+                     prompt_length=32)
+  config.distill.rollout.max_new_tokens = config.evaluate.max_new_tokens = 60
+  assert 'less task.prompt_length, 32, so that it must be at most 32' in refused(config)
+  config.task.train_files = ('a.jsonl',)
+  checks.check(config)
+
+
+def test_a_misspelt_feature_draft_is_told():
+  with pytest.raises(ValueError, match="'eagel'; it must be one of eagle, fspad, eagle3"):
+    common.feature_draft('eagel')

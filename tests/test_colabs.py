@@ -30,6 +30,16 @@ SMALL = {
     'distill.rollout.max_new_tokens': 8, 'evaluate.max_new_tokens': 8,
     'evaluate.bootstrap_samples': 50, 'evaluate.temperatures': (1.0,), 'distill.control': False,
 }
+CLEAN = """
+import os
+import sys
+os.chdir({folder!r})
+for name in list(sys.modules):
+  if name.partition('.')[0] in ('specdistill_jax', 'configs', 'ipywidgets'):
+    del sys.modules[name]
+%reset -f
+%who_ls
+"""
 STEPS = dict(TARGET_STEPS=4, DRAFT_STEPS=4, DISTILL_STEPS=4, GAMMAS=(2,), NUM_PROMPTS=2)
 
 
@@ -37,7 +47,27 @@ def source(name: str) -> nbformat.NotebookNode:
   return jupytext.read(COLABS / f'{name}.py')
 
 
-def execute(name: str, folder: pathlib.Path, before: str = '', **parameters):
+@pytest.fixture(scope='module')
+def kernel(tmp_path_factory):
+  """One for all notebooks: a new one imports everything, which takes ten seconds."""
+  client = nbclient.NotebookClient(nbformat.v4.new_notebook(), timeout=3600, kernel_name='python3')
+  with client.setup_kernel(env={
+      **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'TF_CPP_MIN_LOG_LEVEL': '3',
+      'XLA_FLAGS': compiler.QUICK,
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('cache'))}):
+    yield client
+
+
+def clean(kernel, folder: pathlib.Path) -> None:
+  """No names are left, nor modules of the project, nor what a notebook did to ipywidgets."""
+  cell = nbformat.v4.new_code_cell(CLEAN.format(folder=str(folder)))
+  kernel.nb = nbformat.v4.new_notebook(cells=[cell])
+  kernel.execute(cleanup_kc=False)
+  assert shown(kernel.nb, 'text/plain') == ['[]']
+
+
+def execute(kernel, name: str, folder: pathlib.Path, before: str = '', **parameters):
   """Runs a notebook in `folder`, these values in place of those in its cell of parameters.
 
   `before`: code that comes first.
@@ -49,13 +79,9 @@ def execute(name: str, folder: pathlib.Path, before: str = '', **parameters):
               if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)}
   assert set(parameters) <= defaults, f'{name}.ipynb has no {set(parameters) - defaults}'
   cell.source += ''.join(f'\n{key} = {value!r}' for key, value in parameters.items()) + before
-  client = nbclient.NotebookClient(notebook, timeout=3600, kernel_name='python3',
-                                   resources={'metadata': {'path': str(folder)}})
-  client.execute(env={
-      **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'TF_CPP_MIN_LOG_LEVEL': '3',
-      'XLA_FLAGS': compiler.QUICK,
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-      'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache')})
+  clean(kernel, folder)
+  kernel.nb = notebook
+  kernel.execute(cleanup_kc=False)
   return notebook
 
 
@@ -167,28 +193,28 @@ def check_own_divergence(notebook):
   assert float(re.search(r'equal laws: (\S+)', printed).group(1)) < 1e-5
 
 
-def test_from_nothing_to_a_draft_a_look_at_it_and_a_divergence_of_ones_own(tmp_path):
+def test_from_nothing_to_a_draft_a_look_at_it_and_a_divergence_of_ones_own(kernel, tmp_path):
   """Three notebooks in one folder, as a reader goes through them: the later use the first's."""
   text = tmp_path / 'text.txt'
   text.write_text('\n\n'.join(f'{i} the cat sat on mat {i % 7} and the dog ran {i * i % 5}'
                               for i in range(300)))
   changes = {**SMALL, 'task.train_files': (str(text),)}
-  check_quickstart(execute('quickstart', tmp_path, SEEDS=(0,), CHANGES=changes, **STEPS))
-  check_explore(execute('explore', tmp_path, PROMPT='1 the cat', NEW_TOKENS=12, GAMMA=2,
+  check_quickstart(execute(kernel, 'quickstart', tmp_path, SEEDS=(0,), CHANGES=changes, **STEPS))
+  check_explore(execute(kernel, 'explore', tmp_path, PROMPT='1 the cat', NEW_TOKENS=12, GAMMA=2,
                         TREE='0 1 00'))
   check_own_divergence(execute(
-      'own_divergence', tmp_path, CHANGES=changes | {'target.train.steps': 0,
-                                                     'draft.train.steps': 0},
-      TOY_STEPS=20, **STEPS))
+      kernel, 'own_divergence', tmp_path, TOY_STEPS=20, **STEPS,
+      CHANGES=changes | {'target.train.steps': 0, 'draft.train.steps': 0}))
 
 
-def test_the_tradeoff_of_a_finished_study(tmp_path):
+def test_the_tradeoff_of_a_finished_study(kernel, tmp_path):
   workdir = tmp_path / 'study'
   (workdir / 'done').mkdir(parents=True)
   (workdir / 'done' / 'evaluate.json').write_text('{}')
   results.write(workdir, results.lossy_study())
-  notebook = execute('tradeoff', tmp_path, WORKDIR=str(workdir), RULE='linear', EPSILON=0.5,
-                     MAX_QUALITY_DROP=0.1, before='\nsys.modules["ipywidgets"] = None')
+  notebook = execute(kernel, 'tradeoff', tmp_path, WORKDIR=str(workdir), RULE='linear',
+                     EPSILON=0.5, MAX_QUALITY_DROP=0.1,
+                     before='\nsys.modules["ipywidgets"] = None')
   printed = '\n'.join(shown(notebook, 'text'))
   assert 'accuracy 48.0, the target\'s 50.0 (-4%)' in printed  # the chosen setting
   assert printed.count('linear ε=0.5, lossy') == 2             # and the fastest within the budget
@@ -197,8 +223,8 @@ def test_the_tradeoff_of_a_finished_study(tmp_path):
   assert any('| linear ε=0.1, lossy |' in text for text in shown(notebook, 'text/markdown'))
 
 
-def test_tpus_are_asked_for_without_one(tmp_path):
-  notebook = execute('tpu', tmp_path, CONFIG='configs/pod_lm1b.py', PROGRAMS='draft',
+def test_tpus_are_asked_for_without_one(kernel, tmp_path):
+  notebook = execute(kernel, 'tpu', tmp_path, CONFIG='configs/pod_lm1b.py', PROGRAMS='draft',
                      TOPOLOGY='v5e:1x1')
   printed = '\n'.join(shown(notebook, 'text'))
   assert 'Not compiled: libtpu is not installed' in printed or 'on v5e:1x1: fits' in printed

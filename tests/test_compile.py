@@ -66,11 +66,28 @@ def test_its_own_tree_is_the_last_that_the_config_evaluates(monkeypatch, capsys)
   assert 'asked for dynamic k10 d6 n47' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('name, tensor, held', [
+    ('held_out', None, 1), ('held_out', 4, 2), ('samples', 4, 2)])
+def test_what_decodes_beside_training_is_a_program_with_all_that_is_held(name, tensor, held):
+  """The optimizer's state, or both models as training has them, are there and not read."""
+  made = config()
+  assert programs.names(made) == tuple(n for n in programs.NAMES if n != 'samples')
+  made.distill.data_source, made.distill.rollout.tensor = 'draft_stored', tensor
+  assert programs.names(made) == programs.NAMES
+  mesh = sharding.make_mesh(**made.mesh, devices=jax.devices()[:4])
+  program = programs.training(made, structs.Widths(8, 24), mesh, name=name)
+  assert program.mesh.shape['tensor'] == (tensor or 2) and not program.tokens
+  assert len(program.arguments[0]) == held
+  text = program.lower().as_text()
+  rows = made.distill.train.batch_size
+  assert f'tensor<{rows}x{8 + 8}xi32>' in text
+
+
 @pytest.mark.parametrize('name, programs_of_it', [
     ('distillspec_transfer.py:bbh_standard', ('target', *programs.DECODING)),
-    ('distillspec_garden.py:distil_base', ('target', 'train', 'on_policy')),
-    ('fspad_spec_bench.py', ('train',)),
-    ('fspad_spec_bench.py:vicuna_7b_eagle_spec_bench', programs.DECODING),
+    ('distillspec_garden.py:distil_base', ('target', 'train', 'on_policy', 'held_out')),
+    ('lk_table1.py', ('train', 'held_out', 'samples', *programs.DECODING)),
+    ('pod_feature_llama3.py:8b-eagle3', ('train', 'held_out', *programs.DECODING)),
     ('pod_feature_llama3.py:70b-eagle3', ('train', *programs.DECODING))])
 def test_a_study_has_the_programs_of_its_stages(name, programs_of_it, monkeypatch, capsys):
   asked = []

@@ -48,8 +48,9 @@ def rows_of(workdir, config):
   checks.check(config)
   prepare.run(config, workdir)
   assert not shards.exists(workdir / 'data', 'train')
-  return (list(shards.rows(workdir / 'data', 'validation')),
-          shards.read_metadata(workdir / 'data', 'validation'))
+  assert not shards.exists(workdir / 'data', 'validation')
+  return (list(shards.rows(workdir / 'data', shards.PROMPTS)),
+          shards.read_metadata(workdir / 'data', shards.PROMPTS))
 
 
 def test_prompt_files_become_rows_without_completions(model, tmp_path):
@@ -65,10 +66,8 @@ def test_prompt_files_become_rows_without_completions(model, tmp_path):
   # The post's rewriting needs the post.
   assert metadata['dropped']['later_turn_without_answer'] == 1
   assert (metadata['kind'], metadata['metric']) == ('prompts', None)
-  chosen = shards.validation_prompts(tmp_path / 'data', 5, seed=0)
-  assert sorted(model.decode(tokens) for tokens, _ in chosen) == sorted(texts)
-  drawn = shards.validation_rows(tmp_path / 'data', 5, seed=0)
-  assert [(row.tokens.tolist(), row.reference) for row in drawn] == chosen
+  drawn = shards.evaluation_rows(tmp_path / 'data', None, seed=0)
+  assert sorted(model.decode(row.tokens) for row in drawn) == sorted(texts)
   assert {row.category for row in drawn} == {'MT-bench', 'qa', 'HumanEval'}
 
 
@@ -80,6 +79,40 @@ def test_prompts_are_written_as_the_template_writes_them(model, tmp_path):
       '<|im_start|>user\nAnd 2 more?<|im_end|>\n<|im_start|>assistant\n')
   assert [row.category for row in rows] == ['MT-bench', 'MT-bench', 'MT-bench', 'qa']
   assert not any(row.loss_mask.any() for row in rows)
+
+
+def test_conversations_are_learnt_and_other_prompts_decoded(model, tmp_path):
+  talk = [dict(role='user', content='Compose.'), dict(role='assistant', content='A post.')]
+  chats = put(tmp_path / 'chats.jsonl', [dict(messages=talk)] * 4 + [
+      dict(messages=[dict(role='user', content=f'What is {n} + 1?'), talk[1]]) for n in range(9)])
+  path = put(tmp_path / 'question.jsonl', MT_BENCH)
+  config = study(model, name='conversations', train_files=(chats,), prompt_files=(path,),
+                 chat_template='chatml', validation_fraction=0.3)
+  checks.check(config)
+  prepare.run(config, tmp_path / 'w')
+  prepare.run(config, tmp_path / 'w')  # is prepared already
+  data = tmp_path / 'w' / 'data'
+  rows = shards.evaluation_rows(data, None, seed=0)
+  assert sorted(row.category for row in rows) == ['MT-bench', 'MT-bench', 'MT-bench', 'qa']
+  assert not any(row.loss_mask.any() for row in rows)
+  for split in ('train', 'validation'):
+    assert shards.read_metadata(data, split)['kind'] == 'pairs'
+    assert all(row.loss_mask.any() for row in shards.rows(data, split))
+  alone = study(model, prompt_files=(path,), chat_template='chatml')
+  assert ([row.tokens.tolist() for row in rows_of(tmp_path / 'alone', alone)[0]]
+          == [row.tokens.tolist() for row in shards.rows(data, shards.PROMPTS)])
+  config.task.prompt_files = ()
+  with pytest.raises(ValueError, match='was prepared with task.prompt_files'):
+    prepare.run(config, tmp_path / 'w')
+
+
+def test_all_prompts_cannot_be_taken_in_batches(model):
+  config = study(model, prompt_files=('question.jsonl',))
+  config.evaluate.num_prompts = None
+  checks.check(config)
+  config.evaluate.batch_size = 2
+  with pytest.raises(ValueError, match='num_prompts is None, and evaluate.batch_size is 2'):
+    checks.check(config)
 
 
 def test_a_prompt_that_does_not_fit_is_left_out_and_not_cut_to_an_earlier_turn(model, tmp_path):

@@ -213,12 +213,18 @@ def test_batching_that_cannot_be_met_is_refused(tmp_path, arguments, message):
     read(tmp_path, **arguments)
 
 
-def test_validation_prompts(tmp_path):
+def test_rows_to_decode_are_held_out_ones_or_the_prompts_that_are_there(tmp_path):
+  drawn = lambda count, seed: [(row.tokens[:row.prompt_length].tolist(), row.reference)
+                               for row in shards.evaluation_rows(tmp_path, count, seed)]
   put(tmp_path, 10, 'validation')
-  prompts = shards.validation_prompts(tmp_path, 10, seed=3)
+  prompts = drawn(10, 3)
   assert sorted(prompts) == [([2 + i, 2 + i], f'réf {i}') for i in range(10)]
-  assert shards.validation_prompts(tmp_path, 4, seed=3) == prompts[:4]
-  assert shards.validation_prompts(tmp_path, 10, seed=4) != prompts
+  assert drawn(4, 3) == prompts[:4] and drawn(None, 3) == prompts
+  assert drawn(10, 4) != prompts
   for count in (0, 11):
-    with pytest.raises(ValueError, match=f'num_prompts is {count}; .* has 10 rows'):
-      shards.validation_prompts(tmp_path, count, seed=3)
+    with pytest.raises(ValueError, match=f'num_prompts is {count}; the validation .* has 10 rows'):
+      drawn(count, 3)
+  put(tmp_path, 3, shards.PROMPTS)
+  assert sorted(drawn(None, 3)) == sorted(prompts)[:3]
+  with pytest.raises(ValueError, match='num_prompts is 4; the prompts split .* has 3 rows'):
+    drawn(4, 3)

@@ -15,12 +15,17 @@ from specdistill_jax.models import layers
 import models
 
 
+@jax.jit
+def causal(module, tokens_bt, dropout_key=None):
+  return module.causal(tokens_bt, dropout_key=dropout_key)
+
+
 @pytest.mark.parametrize('family', models.FAMILIES)
 def test_incremental_equals_full_forward_over_ragged_rows(family):
   """Blocks of several sizes, with wrong tokens fed and rolled back, row by row."""
-  model = models.tiny(3, **models.FAMILIES[family], num_layers=3)
+  model = models.tiny(3, **models.FAMILIES[family])
   tokens_bt = jax.random.randint(jax.random.key(1), (3, 12), 0, models.VOCAB)
-  full = jax.jit(lambda module, t: module.causal(t))(model.module, tokens_bt)
+  full = causal(model.module, tokens_bt)
   unrolled = model.module.unstacked()
   slots = 20
   feed = jax.jit(lambda module, tokens, cache: module(
@@ -29,7 +34,7 @@ def test_incremental_equals_full_forward_over_ragged_rows(family):
   rng = np.random.default_rng(0)
   while int(cache.length_b.min()) < 12:
     before_b = np.asarray(cache.length_b)
-    block = int(rng.choice([1, 3, 5]))
+    block = int(rng.choice([1, 4]))
     good_b = rng.integers(0, block + 1, size=3)  # tokens of the block that are kept
     index_bt = before_b[:, None] + np.arange(block)
     right_bt = np.take_along_axis(np.asarray(tokens_bt), np.minimum(index_bt, 11), axis=1)
@@ -57,7 +62,7 @@ def test_causality_by_gradient(family):
     return jnp.sum(model.module.logits(model.module.final_norm(out))[:, at] ** 2)
 
   x_btd = model.module.embed(tokens_bt, positions_bt)
-  touched = np.abs(jax.grad(logit_sum)(x_btd, 6)).sum(axis=(0, 2)) > 0
+  touched = np.abs(jax.jit(jax.grad(logit_sum), static_argnums=1)(x_btd, 6)).sum(axis=(0, 2)) > 0
   assert touched[:7].all() and not touched[7:].any()
 
 
@@ -65,7 +70,7 @@ def test_sliding_window_forgets_what_lies_outside():
   model = models.tiny(0, sliding_window=3, global_every=0, num_layers=1)
   tokens = jnp.arange(2, 12)[None]
   changed = tokens.at[0, 2].set(18)
-  base, other = (model.module.causal(t).logits_btv[0] for t in (tokens, changed))
+  base, other = (causal(model.module, t).logits_btv[0] for t in (tokens, changed))
   moved = np.abs(base - other).max(axis=-1) > 0
   assert moved.tolist() == [False, False, True, True, True] + [False] * 5
 
@@ -74,8 +79,8 @@ def test_stacked_equals_unstacked_and_unstacking_twice_is_harmless():
   model = models.tiny(0, num_layers=3)
   tokens_bt = jnp.arange(2, 10).reshape(2, 4)
   once = model.module.unstacked()
-  np.testing.assert_allclose(model.module.causal(tokens_bt).logits_btv,
-                             once.causal(tokens_bt).logits_btv, atol=1e-6)
+  np.testing.assert_allclose(causal(model.module, tokens_bt).logits_btv,
+                             causal(once, tokens_bt).logits_btv, atol=1e-6)
   assert once.unstacked() is once
 
 
@@ -121,20 +126,20 @@ def test_rope_depends_on_distance_only():
 
 def test_bfloat16_compute_keeps_float32_logits_and_parameters():
   model = models.tiny(0, dtype='bfloat16')
-  output = model.module.causal(jnp.arange(8)[None])
+  output = causal(model.module, jnp.arange(8)[None])
   assert output.logits_btv.dtype == jnp.float32
   assert output.features['final_btd'].dtype == jnp.bfloat16
   assert {leaf.dtype for leaf in jax.tree.leaves(model.module)} == {jnp.dtype('float32')}
-  precise = models.tiny(0).module.causal(jnp.arange(8)[None]).logits_btv
+  precise = causal(models.tiny(0).module, jnp.arange(8)[None]).logits_btv
   assert 0 < float(jnp.abs(output.logits_btv - precise).max()) < 0.1
 
 
 def test_dropout_is_off_without_a_key_and_reaches_the_output_with_one():
   model = models.tiny(0, dropout=0.5)
   tokens = jnp.arange(8)[None]
-  plain = model.module.causal(tokens).logits_btv
-  np.testing.assert_array_equal(plain, model.module.causal(tokens).logits_btv)
-  drawn = [model.module.causal(tokens, dropout_key=jax.random.key(k)).logits_btv for k in (0, 1)]
+  plain = causal(model.module, tokens).logits_btv
+  np.testing.assert_array_equal(plain, causal(model.module, tokens).logits_btv)
+  drawn = [causal(model.module, tokens, jax.random.key(k)).logits_btv for k in (0, 1)]
   assert float(jnp.abs(drawn[0] - plain).max()) > 0.01
   assert float(jnp.abs(drawn[0] - drawn[1]).max()) > 0.01
 
@@ -142,8 +147,8 @@ def test_dropout_is_off_without_a_key_and_reaches_the_output_with_one():
 def test_every_parameter_receives_gradient():
   for fields in models.FAMILIES.values():
     model = models.tiny(0, **fields)
-    grads = jax.grad(lambda m: jnp.sum(jnp.sin(m.causal(jnp.arange(12)[None]).logits_btv)))(
-        model.module)
+    grads = jax.jit(jax.grad(lambda m: jnp.sum(jnp.sin(
+        m.causal(jnp.arange(12)[None]).logits_btv))))(model.module)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
       if 'key_bias' not in jax.tree_util.keystr(path):  # softmax ignores a shift of all keys
         assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)

@@ -23,11 +23,20 @@ from specdistill_jax.stages import sample_texts
 from specdistill_jax.stages import tree_pictures
 
 
+@pytest.fixture(scope='module', autouse=True)
+def keep_programs():
+  """The stage forgets them after a temperature, to compile the same ones again for these tests."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, 'clear_caches', lambda: None)
+    yield
+
+
 TREE = 'dynamic k2 d2 n4'  # with room for the best path, whatever else is likely: 2 + 1
 
 
 def study():
   config = studies.config()
+  config.target.model.num_layers = 1
   config.evaluate.temperatures = (0.0,)
   config.evaluate.gammas = (2,)
   # At temperature 0 block is exact and greedy drafts are sampled ones: two ways are left.
@@ -215,7 +224,7 @@ def test_categories_have_lines_of_their_own_that_add_up(categories):
     emitted, calls = np.sum(row['counts'], axis=0)[:2]
     assert row['block_efficiency'] == pytest.approx(emitted / calls)
     assert row['cost_ratio'] == whole['cost_ratio']
-  chosen = shards.validation_rows(categories[1] / 'data', 5, seed=0)
+  chosen = shards.evaluation_rows(categories[1] / 'data', 5, seed=0)
   first = [i for i, row in enumerate(chosen) if row.category == parts[0]['category']]
   assert parts[0]['counts'] == [whole['counts'][i] for i in first]
 

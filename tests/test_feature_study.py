@@ -9,10 +9,12 @@ import pytest
 
 import studies
 from configs import common
+from specdistill_jax import processes
 from specdistill_jax import sharding
 from specdistill_jax.checkpoints import store
 from specdistill_jax.data import shards
 from specdistill_jax.drafters import eagle3
+from specdistill_jax.drafters import families
 from specdistill_jax.evaluation import rows
 from specdistill_jax.stages import checks
 from specdistill_jax.stages import distill
@@ -99,6 +101,17 @@ def test_a_study_from_end_to_end(target, tmp_path):
   assert 'draft: eagle3 1x16' in written and 'feature-level draft (fixed)' in written
   assert 'distilled from scratch' in written and 'standard SD' not in written.partition('T is')[0]
   assert 'tree_1.png' in written
+
+
+def test_only_the_first_process_writes_the_model_file(tmp_path, monkeypatch):
+  """Each writes a file beside it first, all of one name, and renames that."""
+  config = study('eagle')
+  store.write_model_file(tmp_path / 'target', families.config(
+      config.target.model, vocab_size=studies.VOCAB_SIZE))
+  monkeypatch.setattr(processes, 'is_first', lambda: False)
+  feature_drafts.start(config, tmp_path)
+  assert list((tmp_path / 'draft' / 'checkpoints').iterdir())
+  assert not (tmp_path / 'draft' / 'model.json').exists()
 
 
 @pytest.fixture

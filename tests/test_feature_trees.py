@@ -229,8 +229,6 @@ LAW_CASES = {
     'fspad, dynamic': Case('fspad', tree_lib.Dynamic(2, 3, 6)),
     'eagle3, drawn': Case('eagle3', STATIC, drawn=True),
     'medusa, drawn': Case('medusa', STATIC, drawn=True),
-    'mlp, dynamic': Case('mlp', tree_lib.Dynamic(2, 3, 6)),
-    'mtp, drawn': Case('mtp', STATIC, drawn=True),
 }
 
 
@@ -246,28 +244,25 @@ def test_samples_along_trees_follow_the_targets_law(name, p_values):
   assert p_values[name] > 1e-3
 
 
-@pytest.mark.parametrize('kind, tree, drawn, rule, epsilon', [
-    ('medusa', STATIC, False, 'typical', 0.2), ('fspad', DYNAMIC, False, 'typical', 0.2),
-    ('fspad', STATIC, True, 'linear', 0.3)])
-def test_lossy_rules_keep_more_along_trees(kind, tree, drawn, rule, epsilon):
+def test_a_lossy_rule_keeps_more_along_trees():
+  """Medusa's heads as published, judged by typical acceptance."""
   rows, plain = prompts(64), sampling_lib.Sampling(1.0)
-  built = drafter(kind, tree, plain if drawn else None)
-  run = lambda rule: decode(target_module(kind), built, rows, rule=rule, sampling=plain)
-  exact, lossy = run(rules.Exact()), run(rules.for_sampling(rule, epsilon, plain))
+  run = lambda rule: decode(target_module('medusa'), drafter('medusa', STATIC), rows, rule=rule,
+                            sampling=plain)
+  exact, lossy = run(rules.Exact()), run(rules.for_sampling('typical', 0.2, plain))
   tau = lambda out: out.stats.emitted_b.sum() / out.stats.target_calls_b.sum()
   assert tau(lossy) > tau(exact) + 0.1
 
 
-def test_a_row_depends_neither_on_its_neighbours_nor_on_their_number():
+def test_a_row_does_not_depend_on_its_neighbours():
   prompts_bt, lengths_b = prompts(5)
   keys, built = jax.random.split(jax.random.key(5), 5), drafter('eagle3', DYNAMIC)
   run = lambda rows: decode(target_module('eagle3'), built, (prompts_bt[rows], lengths_b[rows]),
                             rule=rules.Exact(), sampling=HOT, key=keys[rows])
   together, order = run(np.arange(5)), np.array([4, 0, 3, 2, 1])
-  shuffled, single = run(order), run(order[1:2])
+  shuffled = run(order)
   np.testing.assert_array_equal(shuffled.tokens, together.tokens[order])
   np.testing.assert_array_equal(shuffled.stats.accepted_bg, together.stats.accepted_bg[order])
-  np.testing.assert_array_equal(single.tokens, together.tokens[:1])
 
 
 def test_the_tree_of_width_one_is_the_chain():

@@ -118,8 +118,9 @@ def test_training_s_steps_are_drafting_s(kind):
     np.testing.assert_allclose(logits[0], expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('name', ['lk_hybrid', 'end_to_end_tvd', 'feature'])
+@pytest.mark.parametrize('kind, name', [
+    *((kind, 'lk_hybrid') for kind in KINDS),
+    *((kind, name) for kind in ('medusa', 'mtp') for name in ('end_to_end_tvd', 'feature'))])
 def test_objectives_reach_every_parameter_in_both_forms(kind, name):
   """And chunks of places give the gradients of whole logits, whosever heads they are."""
   objective = objectives.Objective(name, normalisation='token')
@@ -156,4 +157,3 @@ def test_more_heads_than_none():
       families.config(dict(family=kind, positions=0), target().config)
   with pytest.raises(ValueError, match='mtp: unrolled_steps is 0'):
     families.config(dict(family='mtp', unrolled_steps=0), target().config)
-  assert models.VOCAB == target().config.vocab_size

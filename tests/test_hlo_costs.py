@@ -121,7 +121,8 @@ TPU_PRODUCT = """HloModule tpu
 ENTRY %main (a: f32[4,128,64], b: f32[4,128,64]) -> f32[4,128,128] {
   %a = f32[4,128,64]{2,1,0:T(8,128)S(1)} parameter(0)
   %b = f32[4,128,64]{2,1,0:T(8,128)} parameter(1)
-  ROOT %convolution = f32[4,128,128]{2,1,0:T(8,128)} convolution(%a, %b), window={size=4 stride=3 lhs_dilate=4}, dim_labels=0bf_0oi->0bf
+  ROOT %convolution = f32[4,128,128]{2,1,0:T(8,128)} convolution(%a, %b), window={size=4 stride=3 \
+lhs_dilate=4}, dim_labels=0bf_0oi->0bf
 }
 """
 
@@ -138,7 +139,8 @@ PREFETCHED = """HloModule prefetched
 
 ENTRY %main (a: f32[64,128]) -> f32[16,128] {
   %a = f32[64,128]{1,0:T(8,128)} parameter(0)
-  %start = ((f32[64,128]{1,0:T(8,128)}), f32[16,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:16], [0:128]}
+  %start = ((f32[64,128]{1,0:T(8,128)}), f32[16,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) \
+slice-start(%a), slice={[0:16], [0:128]}
   ROOT %done = f32[16,128]{1,0:T(8,128)S(1)} slice-done(%start)
 }
 """
@@ -181,22 +183,27 @@ def test_a_weight_that_a_fusion_reshapes_inside_is_read():
 
 OVERLAPPED = """HloModule overlapped
 
-%overlapped (share: f32[8,128], whole: f32[64,128], x: f32[16,16]) -> (f32[16,16], f32[8,128], f32[64,128]) {
+%overlapped (share: f32[8,128], whole: f32[64,128], x: f32[16,16]) -> (f32[16,16], f32[8,128], \
+f32[64,128]) {
   %x = f32[16,16]{1,0} parameter(2)
   %negative = f32[16,16]{1,0} negate(%x)
   %share = f32[8,128]{1,0} parameter(0)
   %whole = f32[64,128]{1,0} parameter(1)
-  %gather = f32[64,128]{1,0} all-gather(%share), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  %gather = f32[64,128]{1,0} all-gather(%share), channel_id=7, replica_groups=[1,8]<=[8], \
+dimensions={0}
   ROOT %all = (f32[16,16]{1,0}, f32[8,128]{1,0}, f32[64,128]{1,0}) tuple(%negative, %share, %gather)
 }
 
-ENTRY %main (a: f32[8,128], b: f32[64,128], c: f32[16,16]) -> (f32[16,16], f32[8,128], f32[64,128]) {
+ENTRY %main (a: f32[8,128], b: f32[64,128], c: f32[16,16]) -> (f32[16,16], f32[8,128], \
+f32[64,128]) {
   %a = f32[8,128]{1,0} parameter(0)
   %b = f32[64,128]{1,0} parameter(1)
   %c = f32[16,16]{1,0} parameter(2)
-  %one = (f32[16,16]{1,0}, f32[8,128]{1,0}, f32[64,128]{1,0}) fusion(%a, %b, %c), kind=kOutput, calls=%overlapped
+  %one = (f32[16,16]{1,0}, f32[8,128]{1,0}, f32[64,128]{1,0}) fusion(%a, %b, %c), kind=kOutput, \
+calls=%overlapped
   %d = f32[16,16]{1,0} get-tuple-element(%one), index=0
-  ROOT %two = (f32[16,16]{1,0}, f32[8,128]{1,0}, f32[64,128]{1,0}) fusion(%a, %b, %d), kind=kOutput, calls=%overlapped
+  ROOT %two = (f32[16,16]{1,0}, f32[8,128]{1,0}, f32[64,128]{1,0}) fusion(%a, %b, %d), \
+kind=kOutput, calls=%overlapped
 }
 """
 
@@ -220,7 +227,8 @@ def test_a_collective_that_passes_a_loop_is_counted_once():
   %a = f32[8,128]{{1,0}} get-tuple-element(%p), index=1
   %b = f32[64,128]{{1,0}} get-tuple-element(%p), index=2
   %c = f32[16,16]{{1,0}} get-tuple-element(%p), index=3
-  %one = (f32[16,16]{{1,0}}, f32[8,128]{{1,0}}, f32[64,128]{{1,0}}) fusion(%a, %b, %c), kind=kOutput, calls=%overlapped
+  %one = (f32[16,16]{{1,0}}, f32[8,128]{{1,0}}, f32[64,128]{{1,0}}) fusion(%a, %b, %c), \
+kind=kOutput, calls=%overlapped
   %d = f32[16,16]{{1,0}} get-tuple-element(%one), index=0
   ROOT %q = {state} tuple(%next, %a, %b, %d)
 }}
@@ -286,7 +294,7 @@ def test_a_counter_may_start_later_and_go_up_by_two():
 
 
 def test_roofline_takes_the_longer_of_products_and_bytes():
-  chip = chips.Chip(flops=100.0, hbm_gib=1, hbm_bandwidth=10.0, links=4, link_bandwidth=1.0)
+  chip = chips.Chip(flops=100.0, hbm_gib=1, hbm_bandwidth=10.0, link_bandwidth=1.0)
   operations = [count.Operation('', 200.0, 10.0, 0.0, 0.0, 1, 3, ''),   # 2 s of products
                 count.Operation('', 0.0, 40.0, 0.0, 0.0, 1, 1, ''),     # 4 s of bytes
                 count.Operation('', 0.0, 0.0, 220.0, 0.0, 1, 1, ''),    # 1 s on the chip

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def test_dry_run_and_missing_settings(cloud):
   assert 'xpk workload create --workload=mine' in output
   assert not cloud.calls() and not (cloud.repository / 'runs').exists()
   cloud.set(XPK_CLUSTER='')
-  output = cloud.run('xpk.sh', 'list', code=2)
+  output = cloud.run('xpk.sh', 'list', code=64)
   assert output.startswith('error: XPK_CLUSTER is missing in ') and output.count('\n') == 1
 
 
@@ -81,6 +82,15 @@ def test_help_is_the_head_of_the_script(script):
   done = subprocess.run([ROOT / 'launch' / script, '--help'], text=True, capture_output=True,
                         check=True)
   assert script in done.stdout and '--dry_run' in done.stdout and 'shellcheck' not in done.stdout
+
+
+@pytest.mark.parametrize('script', ['tpu_sweep.sh', 'xpk.sh'])
+def test_help_says_that_cells_which_read_others_come_after_them(script):
+  done = subprocess.run([ROOT / 'launch' / script, '--help'], text=True, capture_output=True,
+                        check=True)
+  said = ' '.join(done.stdout.split())
+  assert re.search(r'cells that read [^.]* when (they|those) have finished', said), said
+  assert '--cells' in said
 
 
 def test_shellcheck_finds_nothing():

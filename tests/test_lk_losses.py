@@ -129,12 +129,12 @@ def closed_form(name, truncated=False):
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('truncated', [False, True])
 def test_values_and_gradients_are_the_closed_forms(name, truncated):
-  """In the direct and the chunked form; the chunk holds one place, two, or does not divide."""
+  """In the direct and the chunked form; a truncated vocabulary in the chunked one."""
   value, alpha_g, on_logits = closed_form(name, truncated)
   a = {k: np.asarray(x, np.float64) for k, x in arrays().items()}
   head_vd = a['student_vd'][IDS if truncated else ...]
   on_head = np.einsum('btgv,btgd->vd', on_logits, a['student_btgd'])
-  for chunk in (None, 2 * G):
+  for chunk in (2 * G,) if truncated else (None, 2 * G):
     found, grads = figures_of(objective(name), arrays(), MASK, chunk, truncated)
     np.testing.assert_allclose(found.loss, value, rtol=1e-5)
     np.testing.assert_allclose(found.alpha_g, alpha_g, rtol=1e-5)
@@ -158,9 +158,9 @@ def test_masked_tokens_change_nothing_whatever_they_hold(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_equal_models_accept_everything_and_have_nothing_to_learn(name):
   a = arrays() | dict(teacher_btgd=arrays()['student_btgd'], teacher_vd=arrays()['student_vd'])
-  # Operation by operation: where both models round alike an L1 distance has no gradient, fused
-  # differently it has the sign of their rounding.
-  with jax.disable_jit():
+  # An L1 distance operation by operation: where both models round alike it has no gradient, fused
+  # differently the sign of their rounding.
+  with jax.disable_jit(not name.startswith(('forward_kl', 'reverse_kl', 'jsd'))):
     found, grads = figures_of(objective(name), a, MASK, 2 * G, False)
   np.testing.assert_allclose(found.loss, 0, atol=1e-5)
   np.testing.assert_allclose(found.alpha_g, 1, atol=1e-5)

@@ -1,16 +1,20 @@
 """The command: order, skipping, resuming, refusing; one sentence for whoever mistyped."""
 
 import json
+import logging as std_logging
 import os
 import pathlib
 import subprocess
 import sys
+import time
 
+from absl import logging
 import jax
 import pytest
 
 from configs import common
 from specdistill_jax import main
+from specdistill_jax.stages import workdirs
 from specdistill_jax.training import preemption
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -49,6 +53,12 @@ def test_stages_run_in_order_once(tmp_path, ran):
   assert done['stage'] == 'target' and done['wall_seconds'] >= 0
 
 
+def test_a_config_may_be_named_by_its_path(tmp_path, ran):
+  main.run(f'{ROOT}/configs/quickstart.py:arithmetic', tmp_path, ['prepare'])
+  stored = json.loads((tmp_path / 'config.json').read_text())
+  assert ran == ['prepare'] and stored['task']['name'] == 'arithmetic'
+
+
 def test_an_interrupted_stage_runs_again(tmp_path, monkeypatch):
   ran = []
 
@@ -63,6 +73,35 @@ def test_an_interrupted_stage_runs_again(tmp_path, monkeypatch):
   assert not (tmp_path / 'done' / 'draft.json').exists()
   run(tmp_path, WITHOUT_REPORT)
   assert ran == ['prepare', 'target', 'draft', 'draft', 'distill', 'evaluate']
+
+
+def test_the_time_of_a_stage_is_that_of_all_its_attempts(tmp_path, monkeypatch):
+  """Where one was killed, nobody knows how long it had worked, and there is no figure."""
+  now, during, path = [0.0], [], workdirs.attempts_path(tmp_path, 'prepare')
+  monkeypatch.setattr(time, 'perf_counter', lambda: now[0])
+
+  def stage(*_):
+    during.append(path.read_bytes())
+    now[0] += 3.0
+    if len(during) % 2:
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(main, '_run_stage', stage)
+
+  def told(is_killed):
+    with pytest.raises(KeyboardInterrupt):
+      run(tmp_path, ['prepare'])
+    if is_killed:
+      path.write_bytes(during[-1])
+    run(tmp_path, ['prepare'])
+    done = workdirs.done_path(tmp_path, 'prepare')
+    found = json.loads(done.read_text())
+    done.unlink()  # to run it again
+    return found
+
+  assert told(is_killed=False) == dict(stage='prepare', wall_seconds=6.0, attempts=2)
+  assert told(is_killed=False) == dict(stage='prepare', wall_seconds=12.0, attempts=4)
+  assert told(is_killed=True) == dict(stage='prepare', wall_seconds=None, attempts=6)
 
 
 def test_left_out_sections_have_no_stage(tmp_path, ran):
@@ -100,6 +139,36 @@ def test_an_illegal_config_touches_nothing(tmp_path, ran):
   with pytest.raises(ValueError, match='student_fraction'):
     run(tmp_path / 'w', **{'distill.student_fraction': 2.0})
   assert not (tmp_path / 'w').exists()
+
+
+def test_a_model_of_an_unfinished_stage_is_not_taken(tmp_path, ran):
+  other = tmp_path / 'other'
+  for name in ('draft', 'distill/tvd-draft-seed0'):
+    (other / name).mkdir(parents=True)
+  config = common.study('x')
+  config.draft.train.steps = 0
+  for name, stage in (('draft', 'draft'), ('distill/tvd-draft-seed0', 'distill')):
+    config.draft.init_from = str(other / name)
+    (other / 'config.json').write_text('{}')
+    with pytest.raises(ValueError, match=f"stage '{stage}' of the study in .*other has not finis"):
+      main.run(config, tmp_path / 'work')
+    (other / 'done').mkdir(exist_ok=True)
+    (other / 'done' / f'{stage}.json').write_text('{}')
+    with pytest.raises(ValueError, match='draft.init_from is .*model.json'):  # it looks further
+      main.run(config, tmp_path / 'work')
+  assert not ran and not (tmp_path / 'work').exists()
+
+
+def test_a_study_for_two_kinds_of_chips_is_told_to_run_twice(tmp_path, ran, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  changes = {'topology': 'v5e:4x4', 'evaluate.topology': 'v4:2x2x1'}
+  with pytest.raises(ValueError, match='trains on v5e:4x4 and decodes on v4:2x2x1; run --stages='):
+    run(tmp_path, **changes)
+  assert not ran and not (tmp_path / 'config.json').exists()
+  run(tmp_path, ['prepare', 'target', 'draft', 'distill'], **changes)
+  run(tmp_path, ['evaluate'], **changes)
+  run(tmp_path / 'alike', WITHOUT_REPORT, **changes | {'evaluate.topology': 'v5e:2x2'})
+  assert ran == WITHOUT_REPORT * 2
 
 
 def test_a_workdir_that_is_a_file(tmp_path, ran):
@@ -278,6 +347,27 @@ def test_a_sweep_forgets_the_programs_of_a_cell_before_the_next(capsys, tmp_path
   assert second < first + 5
 
 
+def test_our_messages_are_shown_and_those_of_libraries_are_not(capsys, tmp_path, monkeypatch):
+  def say(path, text):
+    exec(compile(f'logging.info({text!r})', path, 'exec'), dict(logging=logging))
+
+  def stage(*_):
+    say(main.__file__, 'sampling 7 continuations')
+    say('/packages/orbax/checkpoint/manager.py', 'one of dozens')
+
+  # As a library adds one where it is imported.
+  handler = std_logging.StreamHandler(sys.stdout)
+  monkeypatch.setattr(std_logging.root, 'handlers', [*std_logging.root.handlers, handler])
+  monkeypatch.setattr(main, '_run_stage', stage)
+  before = logging.get_verbosity()
+  for _ in range(2):  # the cells of a sweep are one process
+    (tmp_path / 'done' / 'prepare.json').unlink(missing_ok=True)
+    status, out, err = command(capsys, QUICKSTART, f'--workdir={tmp_path}', '--stages=prepare')
+    assert status == 0 and (out + err).count('sampling 7 continuations') == 1
+    assert 'dozens' not in out + err
+  assert logging.get_verbosity() == before
+
+
 def test_the_unexpected_keeps_its_traceback(tmp_path, monkeypatch):
   """A ValueError that no `raise` statement of ours made is a bug, not a sentence."""
   monkeypatch.setattr(main, '_run_stage', lambda *_: int('not a number'))
@@ -294,10 +384,13 @@ def test_a_stage_may_end_in_a_sentence_too(capsys, tmp_path):
 
 
 def test_the_module_runs_as_a_command_and_helps():
-  done = subprocess.run(
-      [sys.executable, '-m', 'specdistill_jax.main', '--help'], cwd=ROOT, text=True,
-      capture_output=True, check=True)
-  assert '--workdir' in done.stdout and '--stages' in done.stdout
+  run = lambda *arguments: subprocess.run(
+      [sys.executable, '-m', 'specdistill_jax.main', *arguments], cwd=ROOT, text=True,
+      capture_output=True)
+  helped = run('--help')
+  assert helped.returncode == 0
+  assert '--workdir' in helped.stdout and '--stages' in helped.stdout
+  assert run().returncode == 2
 
 
 def test_local_sh_says_how_it_is_used():

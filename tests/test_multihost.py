@@ -1,18 +1,12 @@
 """One run on several real processes: the figures of one process, and an end that all agree on."""
 
 import json
-import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
-
-import compiler
-import studies
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FIGURES = ('loss', 'alpha', 'grad_norm', 'validation_cross_entropy', 'validation_alpha',
@@ -20,43 +14,19 @@ FIGURES = ('loss', 'alpha', 'grad_norm', 'validation_cross_entropy', 'validation
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('compiled')
+def folder(tmp_path_factory):
+  """What multihost.py leaves, in a process of its own as in test_kills.py."""
+  made = tmp_path_factory.mktemp('runs')
+  done = subprocess.run([sys.executable, ROOT / 'tests' / 'multihost.py', made], cwd=ROOT,
+                        capture_output=True, text=True)
+  outputs = ''.join(f'\n{path}\n{path.read_text()}' for path in sorted(made.glob('*/output*')))
+  assert done.returncode == 0, done.stdout + done.stderr + outputs
+  return made
 
 
-def study(workdir):
-  studies.write_data(workdir)
-  (workdir / 'done').mkdir()
-  (workdir / 'done' / 'prepare.json').write_text('{}')
-  return workdir
-
-
-def start(workdir, cache, *, count, devices, stages, fields='steps=6'):
-  """Starts the command on `count` processes of `devices` devices each."""
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
-  environment = os.environ | dict(
-      JAX_PLATFORMS='cpu',
-      XLA_FLAGS=f'--xla_force_host_platform_device_count={devices} {compiler.QUICK}',
-      JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0')
-  def process(index):
-    with open(workdir / f'output{index}', 'ab') as output:
-      return subprocess.Popen(
-          [sys.executable, '-m', 'specdistill_jax.main',
-           f'--config={ROOT / "tests" / "tiny_config.py"}:{fields}', f'--workdir={workdir}',
-           f'--stages={stages}', f'--coordinator_address=localhost:{port}',
-           f'--num_processes={count}', f'--process_id={index}', '--heartbeat_seconds=10'],
-          cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-  return [process(index) for index in range(count)]
-
-
-def statuses(started):
-  try:
-    return [process.wait(timeout=900) for process in started]
-  finally:
-    for process in started:  # none outlives a test that fails
-      process.kill()
+@pytest.fixture(scope='module')
+def ended(folder):
+  return json.loads((folder / 'ended.json').read_text())
 
 
 def output(workdir, index):
@@ -67,65 +37,40 @@ def lines(workdir):
   return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
-def wait_for_step(workdir, step, started):
-  """Returns when a checkpoint of the target past `step` is there."""
-  while not any(int(path.name) >= step for path in workdir.glob('target/checkpoints/*')
-                if path.name.isdecimal()):
-    assert all(process.poll() is None for process in started), output(workdir, 0)
-    time.sleep(0.02)
-
-
-@pytest.fixture(scope='module')
-def alone(tmp_path_factory, cache):
-  """Target, draft and distillation with rollouts, in one process of four devices."""
-  workdir = study(tmp_path_factory.mktemp('alone'))
-  assert statuses(start(workdir, cache, count=1, devices=4, stages='target,draft,distill')) == [0]
-  return workdir
-
-
-@pytest.mark.parametrize('count, devices, stages', [
-    (2, 2, 'target,draft,distill'), (4, 1, 'target')])
-def test_processes_give_the_figures_of_one(alone, cache, tmp_path, count, devices, stages):
+@pytest.mark.parametrize('name, count, stages', [
+    ('two', 2, ['target', 'draft', 'distill']), ('four', 4, ['target'])])
+def test_processes_give_the_figures_of_one(folder, ended, name, count, stages):
   """Rows, dropout keys and rollouts are those of one process; sums are added in another order."""
-  study(tmp_path)
-  started = start(tmp_path, cache, count=count, devices=devices, stages=stages)
-  assert statuses(started) == [0] * count, output(tmp_path, 0)
-  ours = lines(tmp_path)
-  theirs = [row for row in lines(alone) if row['stage'] in stages.split(',')]
+  assert ended['alone'] == [0], output(folder / 'alone', 0)
+  assert ended[name] == [0] * count, output(folder / name, 0)
+  ours = lines(folder / name)
+  theirs = [row for row in lines(folder / 'alone') if row['stage'] in stages]
   assert [(row['run'], row['step']) for row in ours] == [
       (row['run'], row['step']) for row in theirs]
   for row, other in zip(ours, theirs):
-    for name in FIGURES:
-      figure, wanted = row.get(name), other.get(name)
-      assert figure == (wanted if wanted is None else pytest.approx(wanted, rel=1e-5)), (
-          name, row['run'], row['step'])
-  assert 'target' in output(tmp_path, 0)
+    for figure in FIGURES:
+      wanted = other.get(figure)
+      assert row.get(figure) == (wanted if wanted is None else pytest.approx(wanted, rel=1e-5)), (
+          figure, row['run'], row['step'])
+  assert 'target' in output(folder / name, 0)
   for index in range(1, count):  # only the first speaks
-    assert '[target]' not in output(tmp_path, index)
+    assert '[target]' not in output(folder / name, index)
 
 
-def test_one_that_is_asked_or_killed_ends_all_and_the_next_run_goes_on(cache, tmp_path):
+def test_one_that_is_asked_or_killed_ends_all_and_the_next_run_goes_on(folder, ended):
   """SIGTERM to one of two: both save at one step. SIGKILL of it: the other says so, in time.
 
   The run then ends in a single process, on another mesh.
   """
-  study(tmp_path)
-  run = dict(stages='target', fields='steps=400,checkpoint_every=100,eval_every=400,log_every=1')
-  started = start(tmp_path, cache, count=2, devices=1, **run)
-  wait_for_step(tmp_path, 100, started)
-  started[1].send_signal(signal.SIGTERM)
-  assert statuses(started) == [75, 75]
-  assert 'stopped and saved: target at step' in output(tmp_path, 0)
-  stopped = lines(tmp_path)[-1]['step']
-  assert 100 <= stopped < 400 and (tmp_path / 'target' / 'checkpoints' / str(stopped)).exists()
+  workdir = folder / 'signalled'
+  said = output(workdir, 0)
+  assert ended['asked'] == [75, 75], said
+  assert 'stopped and saved: target at step' in said
+  assert 20 <= ended['stopped'] < 120 and ended['saved'] == {'target': ended['stopped']}
 
-  started = start(tmp_path, cache, count=2, devices=1, **run)
-  wait_for_step(tmp_path, stopped // 100 * 100 + 100, started)
-  started[1].kill()
-  begun = time.monotonic()
-  assert statuses(started) == [75, -signal.SIGKILL]
-  assert time.monotonic() - begun < 60
-  assert 'lost' in output(tmp_path, 0) and 'run the same command' in output(tmp_path, 0)
+  assert ended['killed'] == [75, -signal.SIGKILL], said
+  assert ended['seconds'] < 60
+  assert 'lost' in said and 'run the same command' in said
 
-  assert statuses(start(tmp_path, cache, count=1, devices=2, **run)) == [0]
-  assert [row['step'] for row in lines(tmp_path)] == list(range(401))
+  assert ended['finished'] == [0], said
+  assert [row['step'] for row in lines(workdir)] == list(range(121))

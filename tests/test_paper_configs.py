@@ -35,8 +35,7 @@ NOT_YET_COMPILED = {
     'distillspec_garden': {
         f'{step}_{size}' for step in ('distil', 'raw', 'served') for size in ('base', 'large', 'xl')
     } - {'raw_xl', 'served_xl'} | {'distil_small'},
-    'fspad_spec_bench': {f'{target}_eagle{end}' for target in common.FEATURE_TARGETS
-                         for end in ('', '_spec_bench')},
+    'fspad_spec_bench': {f'{target}_eagle' for target in common.FEATURE_TARGETS},
     'fspad_ablation': {'eagle', 'no_sampling', 'no_alignment'},
     **{name: 'all' for name in ('lk_table1', 'lk_table2')},
 }
@@ -167,7 +166,8 @@ def _by_task():
   found = {}
   for name, scale in TABLES:
     for cell, config in studies(name, scale).items():
-      key = config.task.name, config.task.max_length, config.task.chat_template
+      key = (config.task.name, config.task.max_length, config.task.chat_template,
+             bool(config.task.prompt_files))
       found.setdefault(key, (f'{name}:{scale},{cell}', config))
   return found.values()
 
@@ -216,10 +216,10 @@ def fixtures(data_dir, vocabulary_file, tmp_path, monkeypatch):  # noqa: F811
       path.write_text(''.join(json.dumps(one) + '\n' for one in CHATS))
       task.update(train_files=(str(path),), max_examples=None, vocab_size=290,
                   validation_fraction=0.2)
-    if task.name == 'prompts':
+    if task.prompt_files:
       path = tmp_path / 'question.jsonl'
       path.write_text(''.join(json.dumps(one) + '\n' for one in MT_BENCH))
-      task.update(prompt_files=(str(path),), vocabulary=vocabulary_file)
+      task.prompt_files = (str(path),)
     return made
   return fill
 
@@ -231,10 +231,11 @@ def test_a_batch_of_every_task_is_prepared(label, config, fixtures, tmp_path):
   checks.check(made)
   prepare.run(made, tmp_path / 'w')
   data = tmp_path / 'w' / 'data'
-  if made.task.name in sources.EVALUATION_ONLY:
-    row = shards.validation_rows(data, 1, made.seed)[0]
+  if shards.PROMPTS in sources.split_names(made.task):
+    row = shards.evaluation_rows(data, 1, made.seed)[0]
     assert 0 < row.prompt_length <= made.task.max_length
-    return
+    if made.task.name in sources.EVALUATION_ONLY:
+      return
   batch = next(shards.batches(data, 'train', batch_size=4, max_length=made.task.max_length,
                               seed=0))
   assert batch.tokens_bt.shape == (4, made.task.max_length)

@@ -1,5 +1,6 @@
 """Starting as one process or many: flags, detection, and how a child's end is told."""
 
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from specdistill_jax import processes
+from specdistill_jax.training import preemption
 
 NAMED = dict(coordinator_address='host:1234', num_processes=4, process_id=3)
 
@@ -109,3 +111,23 @@ def program():
     process.send_signal(signal.SIGTERM)
   process.communicate()
   assert process.returncode == 143
+
+
+@pytest.mark.parametrize('answers, told', [
+    (['NONE', 'NONE', 'TERMINATE_ON_HOST_MAINTENANCE'], 3),
+    (['TERMINATE_ON_HOST_MAINTENANCE'] * 2 + ['NONE', 'TERMINATE_ON_HOST_MAINTENANCE'], 4)])
+def test_a_notice_that_stood_before_the_start_stops_nothing(answers, told, monkeypatch):
+  """It has stopped the attempt before, and would stop each of the next ones at once."""
+  asked, heard = [], []
+  def answer(request, timeout):
+    del timeout
+    if 'preempted' in request.full_url:
+      return io.BytesIO(b'FALSE')
+    asked.append(request.full_url)
+    return io.BytesIO(answers[len(asked) - 1].encode())
+  monkeypatch.setattr(preemption.urllib.request, 'urlopen', answer)
+  monkeypatch.setattr(preemption, '_METADATA_SECONDS', 0)
+  monkeypatch.setattr(preemption, '_notice', heard.append)
+  preemption._poll_metadata('metadata.test')
+  assert len(asked) == told
+  assert heard == ['instance/maintenance-event TERMINATE_ON_HOST_MAINTENANCE']

@@ -1,5 +1,7 @@
 """The report says what the rows say, favourable or not."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,8 @@ import results
 from specdistill_jax.evaluation import answers
 from specdistill_jax.evaluation import rows
 from specdistill_jax.evaluation import summary as summary_lib
+from specdistill_jax.stages import cells
+from specdistill_jax.stages import distill
 from specdistill_jax.stages import report
 
 DISTILLED = 'DistillSpec (forward_kl, draft)'
@@ -168,6 +172,43 @@ def test_curves_leave_other_stages_out(tmp_path):
   found = report.curves(tmp_path / 'metrics.jsonl')
   assert set(found) == {DISTILLED, 'control'}
   assert [points[-1] for points in found[DISTILLED]] == [(100, 0.7), (100, 0.71)]
+
+
+def test_a_line_of_training_that_a_kill_cut_stops_no_table(tmp_path):
+  results.write(tmp_path, [])
+  path = tmp_path / 'metrics.jsonl'
+  arm = 'forward_kl-draft-seed0'
+  whole = json.dumps(dict(stage='distill', run=arm, step=100, validation_cross_entropy=1.5))
+  path.write_text(path.read_text() + whole + '\n' + whole[:-9])
+  assert set(report.curves(path)) == {DISTILLED, 'control'}
+  config = results.config()
+  assert cells._training(config, [tmp_path])['forward_kl', 'draft'] == dict(cross_entropy=1.5)
+
+
+def test_a_time_that_nobody_knows_is_left_blank(tmp_path):
+  config = results.config()
+  path = tmp_path / 'done' / 'distill.json'
+  path.parent.mkdir()
+  for seconds, figures in ((600.0, dict(distill_seconds=150.0)), (None, {})):
+    path.write_text(json.dumps(dict(stage='distill', wall_seconds=seconds, attempts=2)))
+    assert cells._training(config, [tmp_path])['forward_kl', 'draft'] == figures
+  assert report._wall_times(tmp_path) == 'distill unknown (an attempt was killed)'
+
+
+def test_an_objective_with_a_hyphen_has_curves_and_a_table(tmp_path):
+  arm = 'lk_hybrid,eta=1e-3-draft-seed0'
+  (tmp_path / 'metrics.jsonl').write_text(json.dumps(
+      dict(stage='distill', run=arm, step=1, validation_alpha=0.5)) + '\n')
+  found = report.curves(tmp_path / 'metrics.jsonl')
+  assert found == {'DistillSpec (lk_hybrid,eta=1e-3, draft)': [[(1, 0.5)]]}
+  config = results.config()
+  config.distill.update(objective='lk_hybrid,eta=1e-3', data_source='draft', seeds=(0, 12))
+  assert [distill.parse_arm(name) for name in distill.arm_names(config)][::2] == [
+      ('lk_hybrid,eta=1e-3', 'draft', 0), ('lk_hybrid,eta=1e-3', 'draft', 12)]
+  assert {setting.objective: seeds for setting, seeds in cells.wanted(config).items()}[
+      'lk_hybrid,eta=1e-3'] == (0, 12)
+  with pytest.raises(ValueError, match="'target' is the name of no arm; it must be <objective>"):
+    distill.parse_arm('target')
 
 
 def test_rows_of_another_config_are_left_out(tmp_path):

@@ -118,7 +118,10 @@ def test_categories_without_their_whole_are_dropped(tmp_path):
   whole = path.read_bytes()
   rows.append(path, *group(5))
   both = path.read_bytes()
-  for length in range(len(whole), len(both)):
+  cuts = [length for length in range(len(whole), len(both))
+          if length % 97 == 0 or b'\n' in both[length - 2:length + 2]]
+  assert len(cuts) > 40
+  for length in cuts:
     path.write_bytes(both[:length])
     rows.repair(path)
     assert path.read_bytes() == whole
@@ -135,6 +138,21 @@ def test_spread_of_seeds_widens_the_interval():
   assert (low, high) == (2.0, 4.0)
   pooled = np.concatenate([one, one])[None]
   assert intervals.bootstrap(pooled, intervals.ratio, samples=500) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize('at_once', [1 << 20, 21])
+def test_samples_are_drawn_together_and_summed_as_one_by_one(monkeypatch, at_once):
+  """Seven prompts under two seeds; also three samples at a time."""
+  monkeypatch.setattr(intervals, '_MOST_NUMBERS', at_once)
+  counts = np.random.default_rng(0).integers(1, 50, size=(2, 7, 3)).astype(float)
+  counts[..., 2] = counts[..., 0]
+  found = intervals._resampled(np.random.default_rng(5), counts, 10)
+  rng, wanted = np.random.default_rng(5), []
+  for size in [10] if at_once > 21 else [3, 3, 3, 1]:
+    seeds, prompts = rng.integers(2, size=(size, 2)), rng.integers(7, size=(size, 7))
+    wanted += [counts[k][:, p].sum(axis=(0, 1)) for k, p in zip(seeds, prompts)]
+  np.testing.assert_array_equal(found, wanted)
+  assert np.all(found[:, 0] == found[:, 2])
 
 
 def test_one_prompt_has_no_interval():

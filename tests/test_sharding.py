@@ -1,5 +1,6 @@
 """Layouts: names to mesh axes, and what stays split all the way through the loss."""
 
+import dataclasses
 import functools
 
 import jax
@@ -38,6 +39,35 @@ def test_layouts(layout, query, embedding):
   found = specs(shapes, mesh, layout)
   assert found['layers/attention/query_nhd/value'] == query
   assert found['embedding_vd/value'] == embedding
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A device of a job on several slices, as far as a mesh asks."""
+  id: int
+  slice_index: int
+  platform: str = 'cpu'
+  device_kind: str = 'cpu'
+  process_index: int = 0
+
+
+def test_between_slices_only_data_travel():
+  chips = [Chip(index, index // 4) for index in (5, 0, 7, 1, 4, 2, 6, 3)]
+  mesh = sharding.make_mesh(data=4, fsdp=1, tensor=2, devices=chips)
+  assert [{chip.slice_index for chip in row.ravel()} for row in mesh.devices] == [
+      {0}, {0}, {1}, {1}]
+  with pytest.raises(ValueError, match='data=1 on 2 slices; it must be a multiple'):
+    sharding.make_mesh(data=1, fsdp=8, devices=chips)
+
+
+def test_a_mesh_regrouped_keeps_its_devices_in_their_order():
+  mesh = sharding.make_mesh(data=2, fsdp=4, tensor=1)
+  assert sharding.regrouped(mesh, None) is mesh
+  found = sharding.regrouped(mesh, 2)
+  assert dict(found.shape) == dict(data=2, fsdp=2, tensor=2)
+  assert list(found.devices.ravel()) == list(mesh.devices.ravel())
+  with pytest.raises(ValueError, match='rollout.tensor is 3; it must divide .*, 4'):
+    sharding.regrouped(mesh, 3)
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():

@@ -110,6 +110,20 @@ def test_what_is_staged_appears_whole(folder):
   assert (folder / 'data' / 'deep' / 'two').exists()  # what is there stays
 
 
+def test_what_is_made_is_there_whole_or_not_at_all(folder):
+  storage.write(folder / 'plot.png', b'old')
+  with pytest.raises(Killed), storage.made(folder / 'plot.png') as aside:
+    aside.write_bytes(b'ne')
+    raise Killed
+  with pytest.raises(Killed), storage.made(folder / 'other.png') as aside:
+    raise Killed
+  assert [path.name for path in folder.iterdir()] == ['plot.png']
+  assert (folder / 'plot.png').read_bytes() == b'old'
+  with storage.made(folder / 'plot.png') as aside:
+    aside.write_bytes(b'new')
+  assert (folder / 'plot.png').read_bytes() == b'new'
+
+
 def test_an_upload_that_was_interrupted_is_not_whole_and_is_done_again(remote, monkeypatch):
   """Some of the objects are there, and no rename hides them."""
   def fill(aside, *names):

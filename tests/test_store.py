@@ -1,5 +1,6 @@
 """Checkpoints: exact, asynchronous beside donation, readable without the optimizer, on any mesh."""
 
+import dataclasses
 import functools
 import shutil
 
@@ -9,7 +10,11 @@ import numpy as np
 import optax
 import pytest
 
+import models
+from specdistill_jax import processes
 from specdistill_jax import sharding
+from specdistill_jax.checkpoints import hf
+from specdistill_jax.checkpoints import pretrained
 from specdistill_jax.checkpoints import store
 from specdistill_jax.models import decoder
 
@@ -22,8 +27,9 @@ COUNT = {'count': jnp.int32(4)}
 DATA = {'position': 7, 'nested': {'shuffle': [1, 2]}}
 
 
-def saved(directory, mesh):
-  params = sharding.sharded_init(INIT, mesh)
+def saved(directory):
+  """A checkpoint of step 5, of arrays on eight devices."""
+  params = sharding.sharded_init(INIT, sharding.make_mesh(data=2, fsdp=2, tensor=2))
   opt_state = jax.tree.map(lambda x: x + 1, OPTIMIZER.init(params))
   store.write_model_file(directory, CONFIG)
   with store.Store(directory) as checkpoints:
@@ -45,7 +51,7 @@ def assert_equal(first, second):
 
 
 def test_state_saved_on_eight_devices_is_restored_on_one(tmp_path):
-  params, opt_state = saved(tmp_path, sharding.make_mesh(data=2, fsdp=2, tensor=2))
+  params, opt_state = saved(tmp_path)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   step, new_params, new_opt_state, data = restored(tmp_path, mesh)
   assert step == 5 and data == DATA
@@ -55,7 +61,7 @@ def test_state_saved_on_eight_devices_is_restored_on_one(tmp_path):
 
 
 def test_model_is_loaded_without_its_optimizer(tmp_path):
-  params, _ = saved(tmp_path, sharding.make_mesh())
+  params, _ = saved(tmp_path)
   (optimizer_folder,) = tmp_path.glob('checkpoints/5/optimizer')
   optimizer_folder.rename(tmp_path / 'gone')
   model = store.load_model(tmp_path)
@@ -64,8 +70,27 @@ def test_model_is_loaded_without_its_optimizer(tmp_path):
 
 
 def test_load_model_can_change_a_field_of_the_config(tmp_path):
-  saved(tmp_path, sharding.make_mesh())
+  saved(tmp_path)
   assert store.load_model(tmp_path, dropout=0.5).module.config.dropout == 0.5
+
+
+def test_parameters_of_both_kinds_of_directory_are_read_in_the_dtype_that_is_asked_for(tmp_path):
+  model = models.tiny()
+  store.save_model(tmp_path / 'ours', model)
+  hf.save(model, tmp_path / 'hub')
+  def dtypes(name, **asked):
+    found = pretrained.load(tmp_path / name, **asked).module
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(found) if leaf.ndim > 2}
+  for name in ('ours', 'hub'):
+    assert dtypes(name) == dtypes(name, parameter_dtype=None) == {'float32'}
+    assert dtypes(name, parameter_dtype='bfloat16') == {'bfloat16'}
+    with pytest.raises(ValueError, match="parameter_dtype is 'half'; it must be one of float32"):
+      pretrained.load(tmp_path / name, parameter_dtype='half')
+    with pytest.raises(ValueError, match='no field weight_dtype; its fields are vocab_size'):
+      pretrained.load(tmp_path / name, weight_dtype='bfloat16')
+  half = dataclasses.replace(model, module=sharding.matrices_in(model.module, 'bfloat16'))
+  store.save_model(tmp_path / 'half', half)
+  assert dtypes('half') == {'float32'} and dtypes('half', parameter_dtype=None) == {'bfloat16'}
 
 
 def test_buffers_donated_during_an_asynchronous_save_do_not_reach_it(tmp_path):
@@ -94,7 +119,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 
 def test_incomplete_checkpoint_is_ignored(tmp_path):
-  saved(tmp_path, sharding.make_mesh())
+  saved(tmp_path)
   (tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp').mkdir()
   with store.Store(tmp_path) as checkpoints:
     assert checkpoints.latest_step() == 5
@@ -110,7 +135,7 @@ def test_missing_model_is_named(tmp_path):
 
 def test_changed_vocabulary_is_refused(tmp_path):
   (tmp_path / 'vocabulary.model').write_bytes(b'one')
-  saved(tmp_path / 'model', sharding.make_mesh())
+  saved(tmp_path / 'model')
   store.write_model_file(tmp_path / 'model', CONFIG, tmp_path / 'vocabulary.model')
   (tmp_path / 'vocabulary.model').write_bytes(b'another')
   with pytest.raises(ValueError, match='token ids mean something else'):
@@ -120,14 +145,17 @@ def test_changed_vocabulary_is_refused(tmp_path):
     store.load_model(tmp_path / 'model')
 
 
-def two_checkpoints(directory):
-  """Steps 1 and 2; the files of the latter that hold something to restore."""
+@pytest.fixture(scope='module')
+def two_checkpoints(tmp_path_factory):
+  """Steps 1 and 2: where, the state of step 1, and the files of step 2 to restore from, by name."""
+  directory = tmp_path_factory.mktemp('two')
   params, opt_state = saved_step(directory, 1)
   saved_step(directory, 2)
   newest = directory / 'checkpoints' / '2'
   marker = newest / 'digests' / 'commit_success.txt'  # beside the digests, so none covers it
-  return params, opt_state, [path for path in sorted(newest.rglob('*')) if path.is_file()
-                             and path.parent != newest and path != marker]
+  return directory, params, opt_state, [
+      path.relative_to(directory) for path in sorted(newest.rglob('*'))
+      if path.is_file() and path.parent != newest and path != marker]
 
 
 def saved_step(directory, step):
@@ -149,40 +177,78 @@ def truncate(path):
   path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize('harm', [flip, truncate, lambda path: path.unlink()],
-                         ids=['flip', 'truncate', 'delete'])
+def delete(path):
+  path.unlink()
+
+
+@pytest.mark.parametrize('harm', [flip, truncate, delete])
 def test_damaged_newest_checkpoint_is_named_and_the_one_before_it_restored(
-    tmp_path, harm, caplog):
+    two_checkpoints, tmp_path, harm, caplog):
   """Whichever of its files: what restoring alone let pass, a flipped bit in a weight."""
-  params, opt_state, files = two_checkpoints(tmp_path / 'whole')
+  whole, params, opt_state, files = two_checkpoints
   assert len(files) > 10
-  for number, path in enumerate(files[::5]):
-    copy = tmp_path / f'copy{number}'
-    shutil.copytree(tmp_path / 'whole', copy)
-    harm(copy / path.relative_to(tmp_path / 'whole'))
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  chosen = [name for name in files if harm is flip or str(name).endswith(
+      ('digests/files.json', 'params/_METADATA'))]
+  assert len(chosen) == (len(files) if harm is flip else 2)
+  for number, name in enumerate(chosen):
+    copy = shutil.copytree(whole, tmp_path / f'copy{number}')
+    harm(copy / name)
     caplog.clear()
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     step, new_params, new_opt_state, _ = restored(copy, mesh)
-    assert step == 1, path
+    assert step == 1, name
     assert 'checkpoint 2' in caplog.text and 'damaged' in caplog.text
     assert_equal(params, new_params)
     assert_equal(opt_state, new_opt_state)
     assert (copy / 'damaged' / '2').exists()
 
 
-def test_model_is_loaded_from_the_newest_checkpoint_whose_parameters_are_sound(tmp_path):
-  _, _, files = two_checkpoints(tmp_path)
-  flip(next(path for path in files if 'optimizer' in path.parts))
+def test_model_is_loaded_from_the_newest_checkpoint_whose_parameters_are_sound(
+    two_checkpoints, tmp_path):
+  whole, _, _, files = two_checkpoints
+  shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+  flip(tmp_path / next(name for name in files if 'optimizer' in name.parts))
   newest = store.load_model(tmp_path)
-  flip(next(path for path in files if 'params' in path.parts))
+  flip(tmp_path / next(name for name in files if 'params' in name.parts))
   older = store.load_model(tmp_path)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x - y, 1.0, atol=1e-6), newest.module,
                older.module)
 
 
-def test_damaged_step_can_be_saved_again(tmp_path):
-  _, _, files = two_checkpoints(tmp_path)
-  truncate(files[0])
+def test_checkpoint_without_digests_is_not_taken_for_sound(two_checkpoints, tmp_path, caplog):
+  shutil.copytree(two_checkpoints[0], tmp_path, dirs_exist_ok=True)
+  shutil.rmtree(tmp_path / 'checkpoints' / '2' / 'digests')
+  store.load_model(tmp_path)
+  assert 'checkpoint 2' in caplog.text and 'its list of digests is missing' in caplog.text
+  with store.Store(tmp_path) as checkpoints:
+    assert checkpoints.latest_step() == 1
+
+
+def test_process_0_says_for_all_whether_a_save_has_failed(tmp_path, monkeypatch):
+  """They end a save at different times; to raise at different steps would leave some behind."""
+  said = ['null', '""', 'null', '"ValueError: boiled over"']
+  monkeypatch.setattr(processes, 'count', lambda: 2)
+  monkeypatch.setattr(processes, 'is_first', lambda: False)
+  monkeypatch.setattr(processes, 'wait_for', lambda key: said.pop(0))
+  with store.Store(tmp_path) as checkpoints:
+    checkpoints.check()
+    for step in (1, 2):
+      checkpoints.save(step, {'bias_d': jnp.ones(2)}, COUNT, {})
+      checkpoints.wait()
+      checkpoints.check()
+      if step == 1:
+        checkpoints.check()
+        checkpoints.check()
+    assert len(said) == 1
+    with pytest.raises(OSError, match='checkpoint 2 of .* was not written .*boiled over'):
+      checkpoints.check()
+    checkpoints.check()
+
+
+def test_damaged_step_can_be_saved_again(two_checkpoints, tmp_path):
+  whole, _, _, files = two_checkpoints
+  shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+  truncate(tmp_path / files[0])
   with store.Store(tmp_path) as checkpoints:
     assert checkpoints.latest_step() == 1
     checkpoints.save(2, {'bias_d': jnp.ones(2)}, COUNT, {})

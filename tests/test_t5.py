@@ -66,7 +66,7 @@ def test_incremental_equals_full_forward_over_ragged_rows(version):
   cache = unrolled.init_cache(4, slots, start.memory)
   rng = np.random.default_rng(0)
   while int(cache.length_b.min()) < 12:
-    before_b, block = np.asarray(cache.length_b), int(rng.choice([1, 3, 5]))
+    before_b, block = np.asarray(cache.length_b), int(rng.choice([1, 4]))
     good_b = rng.integers(0, block + 1, size=4)  # tokens of the block that are kept
     index_bt = before_b[:, None] + np.arange(block)
     right_bt = np.take_along_axis(np.asarray(tokens_bt), np.minimum(index_bt, 11), axis=1)
@@ -90,7 +90,8 @@ def test_decoder_is_causal_and_encoder_is_not():
     encoded = changed.encode(prompt, jnp.array([6]))
     return jnp.sum(changed.decode(completion, *encoded)[:, at] ** 2)
 
-  touched = np.abs(jax.grad(feature_sum)(module.embedding_vd[...], 6)).sum(axis=1) > 0
+  grad = jax.jit(jax.grad(feature_sum), static_argnums=1)
+  touched = np.abs(grad(module.embedding_vd[...], 6)).sum(axis=1) > 0
   assert touched[2:9].all() and not touched[9:12].any()  # fed at 0..6, and after
   assert touched[12:18].all()
 
@@ -169,8 +170,8 @@ def test_stacked_equals_unstacked_and_caches_need_the_latter():
 
 def test_dropout_and_dtypes():
   model = models.tiny_t5(0, dropout=0.5, dtype='bfloat16')
-  run = lambda key: model.module.logits(
-      model.module.supervise(batch(), dropout_key=key).features_btd)
+  run = jax.jit(lambda key: model.module.logits(
+      model.module.supervise(batch(), dropout_key=key).features_btd))
   plain = run(None)
   assert plain.dtype == jnp.float32
   np.testing.assert_array_equal(plain, run(None))
@@ -255,28 +256,28 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_the_width_of_its_buffer(
   together = api.speculate(TARGET, DRAFT, prompts, key=keys, prompt_width=16, **settings)
   order = np.array([4, 0, 5, 2, 1, 3])
   shuffled = api.speculate(TARGET, DRAFT, [prompts[i] for i in order], key=keys[order],
-                           prompt_width=32, **settings)
+                           prompt_width=16, **settings)
   np.testing.assert_array_equal(shuffled.tokens, together.tokens[order])
   np.testing.assert_array_equal(shuffled.stats.accepted_bg, together.stats.accepted_bg[order])
-  alone = api.speculate(TARGET, DRAFT, prompts[3:4], key=keys[3:4], prompt_width=16, **settings)
+  alone = api.speculate(TARGET, DRAFT, prompts[3:4], key=keys[3:4], prompt_width=32, **settings)
   np.testing.assert_array_equal(alone.tokens[0], together.tokens[3])
 
 
 DEPTH, SAMPLES = 3, 60_000
 
 
-def enumerated_law(model, prompt, temperature):
+def enumerated_law(model, prompt):
   """Probability of each sequence of `DEPTH` tokens, by whole forward passes."""
   law, ready = {(): 1.0}, {}
-  forward = jax.jit(lambda module, fed: module.logits(module.decode(
-      fed, *module.encode(jnp.asarray([prompt]), jnp.array([len(prompt)])))))
+  prompt_bt = np.array([[*prompt, *[structs.PAD_ID] * (6 - len(prompt))]])
   for depth in range(DEPTH):
     extended = {}
     for prefix, probability in law.items():
       fed = np.zeros((1, DEPTH), np.int32)
       fed[0, 1:depth + 1] = prefix
-      logits_v = np.asarray(forward(model.module, fed), np.float64)[0, depth]
-      for token, p in enumerate(tables.warped(logits_v, temperature, None, None)):
+      logits_btv = full(model.module, prompt_bt, np.array([len(prompt)]), fed)
+      logits_v = np.asarray(logits_btv, np.float64)[0, depth]
+      for token, p in enumerate(tables.warped(logits_v, 1.0, None, None)):
         done = token == structs.EOS_ID
         (ready if done else extended)[(*prefix, token)] = probability * p
     law = extended
@@ -290,25 +291,23 @@ def small_pair():
   return target, models.perturbed(target, 0.35)
 
 
-@pytest.mark.parametrize('gamma, temperature, rule', [
-    (1, 1.0, 'exact'), (3, 1.0, 'exact'), (3, 0.6, 'exact'), (3, 1.0, 'block')])
-def test_speculative_samples_follow_the_targets_law(gamma, temperature, rule):
+def test_speculative_samples_follow_the_targets_law():
   """Two prompts of different lengths, one padded, share the batch; each has its own law."""
   target, draft = small_pair()
   prompts = [[2, 4, 3], [3, 2, 2, 4, 2, 3]]
-  out = api.speculate(target, draft, prompts * (SAMPLES // 2), gamma=gamma, rule=rule,
-                      max_new_tokens=DEPTH + 1, temperature=temperature, key=jax.random.key(3))
+  out = api.speculate(target, draft, prompts * (SAMPLES // 2), gamma=3, prompt_width=8,
+                      max_new_tokens=DEPTH + 1, key=jax.random.key(3))
   kept = out.stats.accepted_bg.sum() / out.stats.reached_bg.sum()
   assert 0.1 < kept < 0.97, 'the draft agrees too well, or never: the test saw one branch'
   for row, prompt in enumerate(prompts):
-    law = enumerated_law(target, prompt, temperature)
+    law = enumerated_law(target, prompt)
     assert sum(law.values()) == pytest.approx(1) and len(law) == 4 ** 3 + 4 ** 2 + 4 + 1
     p_value = functools.partial(tables.chi_square_p_value, samples=np.asarray(out.tokens[row::2]),
                                 lengths=np.asarray(out.lengths[row::2]), depth=DEPTH)
-    assert p_value(law) > 1e-3 / 8
+    assert p_value(law) > 1e-3 / 2
     # The other prompt, or the draft's own law: the test tells them apart.
-    assert p_value(enumerated_law(target, prompts[1 - row], temperature)) < 1e-9
-    assert p_value(enumerated_law(draft, prompt, temperature)) < 1e-9
+    assert p_value(enumerated_law(target, prompts[1 - row])) < 1e-9
+    assert p_value(enumerated_law(draft, prompt)) < 1e-9
 
 
 @pytest.mark.parametrize('order', [1, -1])
@@ -375,8 +374,8 @@ def test_prompts_carry_no_loss_in_language_modelling():
   rows = batch()
   everything = rows.replace(loss_mask_bt=(
       (np.arange(WIDTH) > 0) & (np.arange(WIDTH) < rows.lengths_b[:, None])).astype(np.float32))
-  counts = [step.losses(objectives.Objective(), TARGET.module, None, r).num_tokens
-            for r in (rows, everything)]
+  losses = jax.jit(functools.partial(step.losses, objectives.Objective()))
+  counts = [losses(TARGET.module, None, r).num_tokens for r in (rows, everything)]
   assert counts[0] == counts[1] == rows.loss_mask_bt.sum()
 
 

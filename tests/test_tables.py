@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -33,7 +36,7 @@ def workdirs(tmp_path_factory):
 
 
 def test_cells_are_those_of_the_summaries(workdirs):
-  header, lines = tables.table(tables.summaries(workdirs, samples=50))
+  header, lines = tables.table(tables.summaries(workdirs, samples=50)[0])
   assert header == ['draft', 'parameters', 'method', 'seeds', 'T=0, γ=3', 'T=0, γ=5', 'T=1, γ=3',
                     'T=1, γ=5', 'T=1, eagle1']
   assert [line[:4] for line in lines] == [
@@ -60,7 +63,10 @@ def test_other_figures_and_formats(workdirs, capsys):
   assert written[0] == r'\begin{tabular}{lllllllll}' and written[2].endswith(r'T=1, eagle1 \\')
   assert r'DistillSpec (forward\_kl, draft)' in written[6]
   assert tables.main(['tables', f'--workdir={path}', few]) == 0
-  assert capsys.readouterr().out.startswith('| draft | parameters | method | seeds | T=0, γ=3 |')
+  out, err = capsys.readouterr()
+  assert out.startswith('| draft | parameters | method | seeds | T=0, γ=3 |')
+  older = len(results.study())
+  assert err == f'{workdirs[0]}: {older} rows are of an older configuration and left out.\n'
 
 
 # Tables of papers: a config of two cells, rows whose figures are known.
@@ -231,6 +237,7 @@ def test_foreign_and_doubled_rows_are_left_out_and_told(config, tmp_path, capsys
   assert found['fixed', name('tvd', 'fixed')]['block efficiency'] == '3.00 [3.00, 3.00]'
   assert '3 rows are foreign to the table and left out: study imaginary_fixed, tvd, T=1' in err
   assert '1 rows are of settings that are there already' in err
+  assert f'{tmp_path}/cell-0: 1 rows are of an older configuration and left out.' in err
   assert f'{tmp_path}/none has no cell of this table yet' in err
 
 
@@ -281,6 +288,14 @@ def test_the_page_of_published_figures_is_up_to_date():
   """After a change of PUBLISHED: python -m specdistill_jax.tables --published."""
   page = pathlib.Path(__file__).resolve().parents[1] / 'docs' / 'published.md'
   assert page.read_text(encoding='utf-8') == tables.published_page() + '\n'
+
+
+def test_plots_leave_a_notebook_its_own_backend():
+  done = subprocess.run(
+      [sys.executable, '-c', 'from specdistill_jax.evaluation import table_plots\n'
+       'print(table_plots.plt.get_backend())'], cwd=pathlib.Path(__file__).parents[1],
+      env=os.environ | dict(MPLBACKEND='svg'), text=True, capture_output=True, check=True)
+  assert done.stdout == 'svg\n'
 
 
 def test_studies_side_by_side_are_drawn_too(workdirs, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -12,10 +13,12 @@ import studies
 from specdistill_jax import main
 from specdistill_jax import sharding
 from specdistill_jax import structs
+from specdistill_jax.checkpoints import digests
 from specdistill_jax.checkpoints import store
 from specdistill_jax.data import shards
 from specdistill_jax.models import decoder
 from specdistill_jax.stages import distill
+from specdistill_jax.stages import samples
 from specdistill_jax.stages import train
 from specdistill_jax.training import profiling
 from specdistill_jax.training import state as state_lib
@@ -131,6 +134,7 @@ def test_arms_start_from_the_draft_and_finished_ones_are_skipped(workdir, capsys
   last = first[-1]
   assert 0 < last['rollout_share'] and 0 < last['validation_alpha'] <= 1
   assert 1 <= last['block_efficiency'] <= 6 and len(last['acceptance_by_position']) == 5
+  assert ' s a step' in capsys.readouterr().out
   before = lines(workdir)
   distill.run(config, workdir)
   assert lines(workdir) == before
@@ -162,6 +166,43 @@ def test_samples_of_a_model_are_stored_once(workdir, source, model):
   config.distill.rollout.temperature = 0.5
   with pytest.raises(ValueError, match='temperature 1.0.*asks for 0.5'):
     distill.run(config, workdir)
+
+
+def test_samples_go_on_after_the_last_whole_part(workdir, monkeypatch):
+  (workdir / 'data').unlink()
+  studies.write_data(workdir)
+  config = studies.config(steps=3, warmup_steps=0)
+  config.distill.update(data_source='draft_stored', control=False)
+  monkeypatch.setattr(samples, 'BATCHES_A_PART', 1)
+  draft, mesh = store.load_model(workdir / 'draft'), sharding.make_mesh()
+  (workdir / 'other' / 'data').mkdir(parents=True)
+  studies.write_data(workdir / 'other')
+  whole = samples.stored(config, workdir / 'other', mesh, 'draft', draft)
+  assert not (workdir / 'other' / 'data' / 'draft-parts').exists()
+
+  real, drawn = samples._batch, []
+  def killed(*arguments):
+    drawn.append(0)
+    if len(drawn) == 3:
+      raise KeyboardInterrupt
+    return real(*arguments)
+  monkeypatch.setattr(samples, '_batch', killed)
+  with pytest.raises(KeyboardInterrupt):
+    samples.stored(config, workdir, mesh, 'draft', draft)
+  found = samples.stored(config, workdir, mesh, 'draft', draft)
+  assert len(drawn) == 4, 'two batches, one that was killed, and it again'
+  for row, expected in zip(shards.rows(found, 'train'), shards.rows(whole, 'train'), strict=True):
+    np.testing.assert_array_equal(row.tokens, expected.tokens)
+
+
+def test_models_that_only_decode_need_no_data_to_train_on(trained, tmp_path):
+  kept = shards.read_metadata(trained / 'data', 'validation')
+  shards.write(tmp_path / 'data', shards.PROMPTS, studies.rows(4, 2), kept)
+  config = studies.config()
+  for which in ('target', 'draft'):
+    config[which].init_from, config[which].train.steps = str(trained / which), 0
+    train.run(config, tmp_path, which)
+    assert store.load_model(tmp_path / which).config == store.load_config(trained / which)
 
 
 def test_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(workdir):
@@ -234,6 +275,24 @@ def test_a_full_disk_is_reported_before_the_first_step(workdir, monkeypatch):
   assert not (workdir / 'metrics.jsonl').exists()
 
 
+def test_a_save_that_failed_is_told_at_the_next_logged_step(workdir, monkeypatch):
+  """Not only when the next one begins, which may be hours later."""
+  def full(*_):
+    raise OSError('No space left on device')
+  save = store.Store.save
+  def saved(checkpoints, *args):
+    save(checkpoints, *args)
+    while checkpoints._manager.is_saving_in_progress():
+      time.sleep(0.01)
+  monkeypatch.setattr(store.Store, 'save', saved)
+  monkeypatch.setattr(digests, 'write', full)
+  config = studies.config(checkpoint_every=2, eval_every=6, log_every=1)
+  config.distill.update(data_source='fixed', control=False)
+  with pytest.raises(OSError, match='checkpoint 2 of .* was not written .*No space left on dev'):
+    distill.run(config, workdir)
+  assert lines(workdir)[-1]['step'] == 3
+
+
 def test_steps_are_traced(workdir):
   profiling.request(2, 3)
   config = studies.config()
@@ -243,6 +302,16 @@ def test_steps_are_traced(workdir):
   assert len(traces) == 1 and traces[0].stat().st_size > 1000
   with pytest.raises(ValueError, match='--profile_steps is 3,2'):
     profiling.request(3, 2)
+
+
+def test_a_trace_ends_with_its_run(workdir, capsys):
+  """A run that was over before the trace's last step left it on, and the next one crashed."""
+  profiling.request(2, 9)
+  config = studies.config(steps=2, eval_every=2)
+  config.distill.update(data_source='fixed', control=False, seeds=(0, 1))
+  distill.run(config, workdir)
+  assert len(list((workdir / 'profile').rglob('*.xplane.pb'))) == 1
+  assert 'ended before step 9: the trace is of the steps from 2 on' in capsys.readouterr().out
 
 
 def test_impossible_settings_stop_before_anything_is_written(workdir):

@@ -55,7 +55,8 @@ def test_trees_have_names():
 
 
 @pytest.mark.parametrize('make, message', [
-    (lambda: tree_names.parse('eagle2'), "tree is 'eagle2'; it must be 'eagle1', 'medusa', the ranks along"),
+    (lambda: tree_names.parse('eagle2'),
+     "tree is 'eagle2'; it must be 'eagle1', 'medusa', the ranks along"),
     (lambda: tree_names.parse('dynamic k2 d2 n9'), 'draft only 6 tokens'),
     (lambda: tree_names.parse('0 00 01 10'), r'\(1, 0\) has no parent'),
     (lambda: tree_lib.best_children(jnp.zeros((1, 1, 3)), 4), 'gives a node 4 children'),

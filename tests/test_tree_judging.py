@@ -174,7 +174,7 @@ def test_siblings_beyond_the_drafts_support_are_never_kept():
 
 
 def test_a_misstated_draft_law_shows():
-  """Three of four tokens are offered: exact under the law that they were drawn from, and only so."""
+  """Three of four tokens are offered: exact under the law that they were drawn from only."""
   tokens, log_draft = draws([0.5, 0.3, 0.15, 0.05], 1)
   assert deviation(emitted(tokens, log_draft, TARGET, 2)[0], TARGET) < 4
   assert deviation(emitted(tokens, 0.5 * log_draft, TARGET, 2)[0], TARGET) > 8

@@ -4,6 +4,7 @@ import itertools
 import json
 import time
 
+import jax
 import pytest
 
 from specdistill_jax.training import writer
@@ -81,3 +82,60 @@ def test_a_line_that_is_no_json_is_named(tmp_path):
     file.write('what?\n')
   with pytest.raises(ValueError, match='line 3 is not JSON'):
     written(tmp_path, 1, 2)
+
+
+class Device:
+  def memory_stats(self):
+    return dict(peak_bytes_in_use=3 * 2**30)
+
+
+def shown(capsys):
+  """Step of each line that was printed, and the rest of it."""
+  lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+  return {int(step.split('/')[0]): rest for _, step, rest in lines}
+
+
+def test_lines_are_shown_by_time(tmp_path, clock, capsys, monkeypatch):
+  """A run of 300,000 steps said nothing before step 30,000."""
+  monkeypatch.setattr(jax, 'local_devices', lambda: [Device()])
+  with writer.Writer(tmp_path, 'target', 'target', first_step=0, steps=300_000) as out:
+    out.write(0, validation_alpha=0.25)
+    for step in range(1, 1001):
+      clock[0] += 0.5
+      (out.tell if step % 100 else out.write)(step, seconds_per_step=0.5, loss=1.0)
+  found = shown(capsys)
+  assert list(found) == [0, *range(100, 1001, 120)]  # from the first logged one a minute each
+  assert found[220] == 'loss 1  0.5 s a step  peak 3.0 GiB a device  1 d 17 h left'
+  assert steps(tmp_path) == [0, *range(100, 1001, 100)]
+  assert 'seconds_per_step' not in (tmp_path / 'metrics.jsonl').read_text()
+
+
+def test_lines_are_seldom_but_for_evaluations(tmp_path, clock, capsys):
+  with writer.Writer(tmp_path, 'target', 'target', first_step=0, steps=30) as out:
+    for step in range(1, 31):
+      clock[0] += 1.0
+      out.write(step, loss=1.0, **(dict(validation_alpha=0.5) if step == 13 else {}))
+  assert list(shown(capsys)) == [1, 11, 13, 23, 30]
+
+
+@pytest.mark.parametrize('seconds, words', [
+    (59.4, '59 s'), (61, '1 min'), (3599, '1 h 0 min'), (5 * 3600 + 180, '5 h 3 min'),
+    (55 * 3600, '2 d 7 h')])
+def test_time_left_is_written_in_two_units_at_most(seconds, words):
+  assert writer._duration(seconds) == words
+
+
+def test_speed_is_that_since_the_last_line(clock):
+  """A mean since the start hides for days that a run has become slower."""
+  meter, data = writer.Meter(), batches(clock, 0.0)
+  for step in range(21):
+    meter.next_batch(data)
+    clock[0] += 1.0 if step <= 10 else 4.0
+    meter.add(num_tokens=8)
+    if step == 10:
+      assert meter.tokens_per_second == pytest.approx(8.0)
+      meter.mark()
+      assert meter.tokens_per_second is None
+  assert meter.tokens_per_second == pytest.approx(2.0)
+  assert meter.seconds_per_step == pytest.approx(4.0)
+  assert meter.mean_seconds_per_step == pytest.approx(2.5)

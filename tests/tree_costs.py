@@ -48,7 +48,8 @@ def networks(module, drafter, state):
       jnp.argmax(logits_btv, axis=-1), axis=-1, keepdims=True).astype(jnp.int32)
 
   def step(state):
-    held, slots = state.drafter_state, drafter._slots(state.tokens_bs.shape[1])  # pylint: disable=protected-access
+    held = state.drafter_state
+    slots = drafter._slots(state.tokens_bs.shape[1])  # pylint: disable=protected-access
     def feed(token_b1, carried_btd, cache):
       positions_bt, mask_bts = state_lib.block_positions(
           cache.length_b, carried_btd.shape[1], slots)

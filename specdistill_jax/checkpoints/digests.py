@@ -31,7 +31,7 @@ def fault(step_directory: pathlib.Path, items: Iterable[str] | None = None) -> s
   """
   folder = step_directory / FOLDER
   if not folder.exists():
-    return None  # written before there were digests
+    return 'its list of digests is missing'
   try:
     listed = json.loads((folder / _FILE).read_text())
   except (OSError, ValueError) as error:

@@ -54,9 +54,7 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
       weights, an unknown family, tensors that do not fit, or a tokenizer that does not.
   """
   directory = storage.path(directory)
-  if parameter_dtype not in (*DTYPES, None):
-    raise ValueError(f'parameter_dtype is {parameter_dtype!r}; it must be one of '
-                     f'{", ".join(DTYPES)}, or None to keep that of the file')
+  check_dtype(parameter_dtype)
   hub = read_config(directory)
   family = _family(hub, directory)
   vocabulary = tokenizers.find(directory)
@@ -70,6 +68,13 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
   logging.info('read %s, a %s of %.1f million parameters', directory, hub['model_type'],
                sum(leaf.size for leaf in jax.tree.leaves(module)) / 1e6)
   return base.Model(module=module, config=config, vocabulary=vocabulary, hub_config=hub)
+
+
+def check_dtype(parameter_dtype: str | None) -> None:
+  """Raises ValueError if parameters can't be read in such a dtype."""
+  if parameter_dtype not in (*DTYPES, None):
+    raise ValueError(f'parameter_dtype is {parameter_dtype!r}; it must be one of '
+                     f'{", ".join(DTYPES)}, or None to keep that of the file')
 
 
 def load_config(directory: pathlib.Path | str, **overrides: Any) -> Any:
@@ -112,6 +117,7 @@ def _family(hub, directory):
 
 def _config(family, hub, directory, vocabulary, overrides):
   """Our config: the family's, the end tokens, and the dtype of the file for activations."""
+  base.check_fields(family.CONFIG, overrides)
   path = directory / CONFIG_FILE
   fields = dict(dtype='float32' if dtype(hub) == 'float32' else 'bfloat16')
   ends = _ends(hub, vocabulary)

@@ -12,7 +12,7 @@ from specdistill_jax.checkpoints.key_tables import Entry
 from specdistill_jax.checkpoints.key_tables import Table
 from specdistill_jax.models import decoder
 
-Config = CONFIG = decoder.DecoderConfig
+CONFIG = decoder.DecoderConfig
 init = decoder.init
 
 ARCHITECTURES = {
@@ -26,7 +26,7 @@ ACTIVATIONS = {'silu': 'silu', 'swish': 'silu', 'relu': 'relu', 'gelu': 'gelu',
                'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh'}
 ACTIVATION_NAMES = {'silu': 'silu', 'relu': 'relu', 'gelu': 'gelu',
                     'gelu_tanh': 'gelu_pytorch_tanh'}
-# What a config.json leaves out has these values; None: it may not be left out.
+# What a config.json leaves out has these values.
 DEFAULTS = dict(
     llama=dict(rms_norm_eps=1e-6, tie_word_embeddings=False),
     mistral=dict(rms_norm_eps=1e-6, tie_word_embeddings=False, sliding_window=4096),
@@ -77,7 +77,8 @@ class _Fields:
     return ACTIVATIONS[value]
 
 
-def to_config(hub: dict[str, Any], path: Any = 'config.json', **overrides: Any) -> Config:
+def to_config(hub: dict[str, Any], path: Any = 'config.json',
+              **overrides: Any) -> decoder.DecoderConfig:
   """A config.json of one of `FAMILIES` as ours, with `overrides` of our fields.
 
   Raises:
@@ -85,7 +86,7 @@ def to_config(hub: dict[str, Any], path: Any = 'config.json', **overrides: Any) 
   """
   f = _Fields(hub, path)
   fields = _gpt2(f) if f.family == 'gpt2' else _llama_like(f)
-  return Config(**(dict(dtype='float32') | fields | overrides))
+  return decoder.DecoderConfig(**(dict(dtype='float32') | fields | overrides))
 
 
 def _llama_like(f: _Fields) -> dict[str, Any]:
@@ -189,7 +190,7 @@ def _rope(f: _Fields) -> dict[str, Any]:
   return fields
 
 
-def family(c: Config) -> str:
+def family(c: decoder.DecoderConfig) -> str:
   """The family whose files can say what a config says; see `from_config`."""
   if c.norm == 'layer':
     return 'gpt2'
@@ -203,7 +204,7 @@ def family(c: Config) -> str:
   return 'mistral' if c.sliding_window is not None else 'llama'
 
 
-def from_config(c: Config, hub: dict[str, Any] | None = None) -> dict[str, Any]:
+def from_config(c: decoder.DecoderConfig, hub: dict[str, Any] | None = None) -> dict[str, Any]:
   """Our config as a config.json.
 
   Args:
@@ -225,7 +226,7 @@ def from_config(c: Config, hub: dict[str, Any] | None = None) -> dict[str, Any]:
   return made
 
 
-def _comparable(c: Config) -> dict[str, Any]:
+def _comparable(c: decoder.DecoderConfig) -> dict[str, Any]:
   """What a config.json must say: not how we run the model, nor what it leaves unused."""
   fields = dataclasses.asdict(c)
   fields['vocab_size'] += fields['vocab_padding']
@@ -247,7 +248,7 @@ def _check_same(name: str, found: dict[str, Any], wanted: dict[str, Any]) -> Non
                        f'{field} would be {found[field]!r}, and it is {value!r}')
 
 
-def _written(name: str, c: Config) -> dict[str, Any]:
+def _written(name: str, c: decoder.DecoderConfig) -> dict[str, Any]:
   common = dict(vocab_size=c.vocab_size + c.vocab_padding, tie_word_embeddings=c.tie_embeddings)
   activation = ACTIVATION_NAMES[c.activation]
   if name == 'gpt2':
@@ -273,7 +274,7 @@ def _written(name: str, c: Config) -> dict[str, Any]:
   return common | _written_windows(name, c) | _written_rope(name, c)
 
 
-def _written_windows(name: str, c: Config) -> dict[str, Any]:
+def _written_windows(name: str, c: decoder.DecoderConfig) -> dict[str, Any]:
   if name in ('llama', 'gemma'):
     return {}
   if name == 'mistral':
@@ -289,7 +290,7 @@ def _written_windows(name: str, c: Config) -> dict[str, Any]:
   return written
 
 
-def _written_rope(name: str, c: Config) -> dict[str, Any]:
+def _written_rope(name: str, c: decoder.DecoderConfig) -> dict[str, Any]:
   kind = 'default' if c.rope_scaling == 'none' else c.rope_scaling
   rope = dict(rope_type=kind, rope_theta=c.rope_theta)
   if kind != 'default':
@@ -359,7 +360,7 @@ _GPT2 = (
 _HEAD = (Entry('/lm_head.weight', 'head_vd', 'v d'),)
 
 
-def table(c: Config) -> Table:
+def table(c: decoder.DecoderConfig) -> Table:
   """The key table of a decoder."""
   head = () if c.tie_embeddings else _HEAD
   if family(c) == 'gpt2':

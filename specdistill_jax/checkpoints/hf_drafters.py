@@ -110,6 +110,7 @@ def _config(directory: pathlib.Path, reader: safetensors_io.Reader, target: Any,
       raise ValueError(f'{path} has no {CAPTURED}: give captured_layers, the layers of the target '
                        'whose inputs are fused, or the target, which convert takes as --target')
     fields |= dict(captured_layers=captured, **_vocabulary(reader, fields['vocab_size']))
+    base.check_fields(eagle3.Eagle3Config, overrides)
     return eagle3.Eagle3Config(**(fields | overrides))
   sampling = FUSION[1] in shapes
   width = fields['width']
@@ -118,7 +119,9 @@ def _config(directory: pathlib.Path, reader: safetensors_io.Reader, target: Any,
   if sampling or partial:
     fields |= dict(feature_sampling=sampling, partial_alignment=partial)
   kind = 'fspad' if sampling or partial else 'eagle'
-  return families.FEATURE_DRAFTS[kind][0](**(fields | overrides))
+  config_class = families.FEATURE_DRAFTS[kind][0]
+  base.check_fields(config_class, overrides)
+  return config_class(**(fields | overrides))
 
 
 def _vocabulary(reader, vocab_size) -> dict[str, Any]:
@@ -159,6 +162,7 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *, target: Any
   Raises:
     ValueError: one sentence about what is missing, unknown or does not fit.
   """
+  hf.check_dtype(parameter_dtype)
   directory = storage.local(directory)
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
   with safetensors_io.Reader(directory) as reader:

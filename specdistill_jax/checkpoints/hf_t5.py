@@ -7,7 +7,7 @@ from specdistill_jax.checkpoints.key_tables import Entry
 from specdistill_jax.checkpoints.key_tables import Table
 from specdistill_jax.models import t5
 
-Config = CONFIG = t5.T5Config
+CONFIG = t5.T5Config
 init = t5.init
 ARCHITECTURES = {'t5': 'T5ForConditionalGeneration', 'mt5': 'MT5ForConditionalGeneration'}
 FAMILIES = tuple(ARCHITECTURES)
@@ -15,7 +15,7 @@ NEEDED = ('vocab_size', 'd_model', 'num_heads', 'd_kv', 'd_ff', 'num_layers')
 MLPS = {'relu': False, 'gated-gelu': True}  # whether there are two input matrices
 
 
-def to_config(hub: dict[str, Any], path: Any = 'config.json', **overrides: Any) -> Config:
+def to_config(hub: dict[str, Any], path: Any = 'config.json', **overrides: Any) -> t5.T5Config:
   """A config.json of one of `FAMILIES` as ours, with `overrides` of our fields.
 
   Raises:
@@ -41,10 +41,10 @@ def to_config(hub: dict[str, Any], path: Any = 'config.json', **overrides: Any) 
       relative_buckets=get('relative_attention_num_buckets', 32),
       relative_max_distance=get('relative_attention_max_distance', 128),
       norm_eps=get('layer_norm_epsilon', 1e-6), dtype='float32')
-  return Config(**(fields | overrides))
+  return t5.T5Config(**(fields | overrides))
 
 
-def from_config(c: Config, hub: dict[str, Any] | None = None) -> dict[str, Any]:
+def from_config(c: t5.T5Config, hub: dict[str, Any] | None = None) -> dict[str, Any]:
   """Our config as a config.json; `hub` is the one that the model came with."""
   hub = {name: value for name, value in (hub or {}).items()
          if name not in ('torch_dtype', 'transformers_version', 'scale_decoder_outputs')}
@@ -86,7 +86,7 @@ def _stack(name: str) -> tuple[Entry, ...]:
       Entry(f'{name}.final_layer_norm.weight', f'{name}_norm/scale_d', 'd'))
 
 
-def table(c: Config) -> Table:
+def table(c: t5.T5Config) -> Table:
   """The key table of a T5."""
   entries = (
       Entry('shared.weight', 'embedding_vd', 'v d'),

@@ -19,11 +19,14 @@ def is_ours(directory: pathlib.Path | str) -> bool:
 
   Raises:
     ValueError: it holds neither.
+    OSError: it is in a bucket that can't be read.
   """
   directory = storage.path(directory)
+  storage.check_readable(directory)
   if not directory.is_dir():
     raise ValueError(f'{directory} is no directory: a model is a directory of ours, with '
-                     f"{store.MODEL_FILE}, or one of Hugging Face's, with {hf.CONFIG_FILE}")
+                     f"{store.MODEL_FILE}, or one of Hugging Face's, with {hf.CONFIG_FILE}, as "
+                     '`hf download` makes it')
   if (directory / store.MODEL_FILE).is_file():
     return True
   if hf.is_hub_directory(directory):
@@ -33,7 +36,8 @@ def is_ours(directory: pathlib.Path | str) -> bool:
 
 
 def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *, target: Any = None,
-         layout: str = sharding.DEFAULT_LAYOUT, **overrides: Any) -> base.Model:
+         layout: str = sharding.DEFAULT_LAYOUT, parameter_dtype: str | None = 'float32',
+         **overrides: Any) -> base.Model:
   """Reads a model: `module`, `config`, and `vocabulary` if the directory has a tokenizer.
 
   Args:
@@ -42,17 +46,22 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *, target: Any
       device if None.
     target: config of its target, which a feature-level draft may need.
     layout: how, one of `sharding.LAYOUTS`.
+    parameter_dtype: of the parameters: 'float32' masters, 'bfloat16', or None as they are
+      stored. Of a checkpoint of ours 'bfloat16' is that of the matrices alone.
     **overrides: fields of the model's config to change, such as `dtype`, that of the
-      activations; of a Hugging Face directory also `parameter_dtype` ('float32' masters unless
-      given, 'bfloat16', or None to keep the file's).
+      activations.
 
   Raises:
     ValueError: one sentence about what is missing, damaged, unknown or does not fit.
   """
-  if not is_ours(directory) and hf_drafters.is_draft(storage.path(directory)):
-    return hf_drafters.load(directory, mesh, target=target, layout=layout, **overrides)
-  read = store.load_model if is_ours(directory) else hf.load
-  return read(directory, mesh, layout=layout, **overrides)
+  if is_ours(directory):
+    hf.check_dtype(parameter_dtype)
+    return store.load_model(directory, mesh, layout=layout, weights_dtype=parameter_dtype,
+                            **overrides)
+  if hf_drafters.is_draft(storage.path(directory)):
+    return hf_drafters.load(directory, mesh, target=target, layout=layout,
+                            parameter_dtype=parameter_dtype, **overrides)
+  return hf.load(directory, mesh, layout=layout, parameter_dtype=parameter_dtype, **overrides)
 
 
 def save(model: base.Model, directory: pathlib.Path | str, **options: Any) -> None:

@@ -9,6 +9,7 @@ before it.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -58,13 +59,17 @@ def _handlers():
               data=ocp.JsonCheckpointHandler(), digests=_DigestsHandler())
 
 
+class SaveFailed(OSError):
+  """A checkpoint that was to be written beside the training was not."""
+
+
 class Store:
   """The checkpoints of one run; a context manager that waits for pending saves on exit."""
 
   def __init__(self, directory: pathlib.Path, *, keep: int = 1):
     self._directory = storage.path(directory)
     self._folder = storage.absolute(self._directory / 'checkpoints')
-    self._last_save = None
+    self._last_save = self._unchecked = None
     self._manager = ocp.CheckpointManager(
         self._folder, item_handlers=_handlers(),
         options=ocp.CheckpointManagerOptions(
@@ -73,8 +78,12 @@ class Store:
   def __enter__(self) -> 'Store':
     return self
 
-  def __exit__(self, *_) -> None:
-    self._manager.close()
+  def __exit__(self, kind, error, trace) -> None:
+    try:
+      self._manager.close()
+    except Exception:
+      if not isinstance(error, SaveFailed):  # which has told of it already
+        raise
 
   def latest_step(self) -> int | None:
     """Updates done in the newest complete and undamaged checkpoint; None if there is none.
@@ -101,11 +110,39 @@ class Store:
     """Starts to write a state; the caller may donate its buffers at once."""
     if step == self._last_save:
       return
-    self._last_save = step
+    self._last_save = self._unchecked = step
     self._manager.save(step, args=ocp.args.Composite(
         params=ocp.args.StandardSave(_by_name(params)),
         optimizer=ocp.args.StandardSave(_by_name(opt_state)),
         data=ocp.args.JsonSave(data_state), digests=_DigestsArgs()))
+
+  def check(self) -> None:
+    """Looks whether the newest save has failed, without waiting for it; by all processes alike.
+
+    Orbax raises what has failed when the next save begins, which may be hours later.
+
+    Raises:
+      SaveFailed: it has; in all processes at once, since process 0 says so for all.
+    """
+    if self._unchecked is None:
+      return
+    fault = processes.agree('newest save', self._fault)
+    if fault is None:
+      return
+    step, self._unchecked = self._unchecked, None
+    if fault:
+      raise SaveFailed(f'checkpoint {step} of {self._directory} was not written ({fault}); mend '
+                       'that, and the same command goes on from the checkpoint before it')
+
+  def _fault(self) -> str | None:
+    """Of the newest save: None while it goes on, then what was wrong with it, or ''."""
+    if self._manager.is_saving_in_progress():
+      return None
+    try:
+      self._manager.wait_until_finished()  # it has; this raises its error
+    except Exception as error:  # of any library below
+      return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+    return ''
 
   def save_params(self, step: int, params: Any) -> None:
     """Starts to write a model that has neither optimizer nor data position."""
@@ -168,14 +205,15 @@ def save_model(directory: pathlib.Path, model: base.Model) -> None:
 
 
 def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
-               layout: str = sharding.DEFAULT_LAYOUT, weights_dtype: str = 'float32',
-               **overrides: Any) -> base.Model:
+               layout: str = sharding.DEFAULT_LAYOUT,
+               weights_dtype: str | None = 'float32', **overrides: Any) -> base.Model:
   """The newest model in `directory`: parameters only, without the optimizer.
 
   Args:
     mesh: where to lay the parameters out; the first device if None.
     layout: how, one of `sharding.LAYOUTS`.
-    weights_dtype: of the matrices; a frozen model needs no float32.
+    weights_dtype: of the matrices, beside norms and biases in float32; a frozen model needs no
+      float32. None: everything as it is stored.
     **overrides: fields of the model's config to change, for example `dropout`.
 
   Raises:
@@ -185,8 +223,11 @@ def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
   described = read_model_file(directory)
   config, init = load_config(directory, **overrides), _KINDS[described['kind']][1]
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-  abstract = _abstract(jax.eval_shape(lambda: sharding.matrices_in(
-      init(config, jax.random.key(0)), weights_dtype)), mesh, layout)
+  abstract = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+  if weights_dtype is not None:
+    abstract = jax.eval_shape(
+        functools.partial(sharding.matrices_in, dtype=weights_dtype), abstract)
+  abstract = _abstract(abstract, mesh, layout)
   readers = {device.process_index for device in mesh.devices.flat}
   options = ocp.CheckpointManagerOptions(
       create=False, multiprocessing_options=ocp.options.MultiprocessingOptions(
@@ -197,6 +238,8 @@ def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
     raise ValueError(f'{directory} holds no complete checkpoint: train that model first')
   with ocp.CheckpointManager(folder, item_handlers=_handlers(), options=options) as manager:
     step = _newest_params(directory, manager.all_steps())
+    if weights_dtype is None:
+      abstract = _as_stored(abstract, manager.item_metadata(step)['params'])
     restored = manager.restore(step, args=ocp.args.Composite(
         params=ocp.args.StandardRestore(_by_name(abstract))))
   logging.info('read %s, step %d', directory, step)
@@ -218,7 +261,9 @@ def _newest_params(directory, steps) -> int:
 def load_config(directory: pathlib.Path | str, **overrides: Any) -> Any:
   """The config of the model in `directory`, with `overrides` of its fields."""
   described = read_model_file(storage.path(directory))
-  return dataclasses.replace(_KINDS[described['kind']][0](**described['config']), **overrides)
+  config_class = _KINDS[described['kind']][0]
+  base.check_fields(config_class, overrides)
+  return dataclasses.replace(config_class(**described['config']), **overrides)
 
 
 def load_vocabulary(directory: pathlib.Path | str) -> Any:
@@ -263,6 +308,13 @@ def _abstract(tree, mesh, layout):
   shardings = sharding.parameter_shardings(tree, mesh, layout)
   return jax.tree.map(lambda leaf, layout: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=layout), tree, shardings)
+
+
+def _as_stored(abstract, stored):
+  """Shapes and layouts of `abstract`, dtypes as the checkpoint says they are."""
+  return _like(abstract, {
+      name: jax.ShapeDtypeStruct(leaf.shape, stored[name].dtype, sharding=leaf.sharding)
+      for name, leaf in _by_name(abstract).items()})
 
 
 def _by_name(tree):

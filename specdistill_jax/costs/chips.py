@@ -19,13 +19,11 @@ class Chip:
     flops: peak of bf16 matrix products, per second.
     hbm_gib: capacity, GiB.
     hbm_bandwidth: bytes per second.
-    links: ICI ports.
-    link_bandwidth: bytes per second of one port, one way.
+    link_bandwidth: bytes per second of one ICI port, one way.
   """
   flops: float
   hbm_gib: float
   hbm_bandwidth: float
-  links: int
   link_bandwidth: float
 
   @property
@@ -44,10 +42,10 @@ class Chip:
 
 
 CHIPS = {
-    'v4': Chip(275e12, 32, 1200e9, 6, 50e9),    # six links of 50 GB/s
-    'v5e': Chip(197e12, 16, 819e9, 4, 50e9),    # 400 GB/s, both ways together
-    'v5p': Chip(459e12, 95, 2765e9, 6, 100e9),  # 4,800 Gbit/s
-    'v6e': Chip(918e12, 32, 1638e9, 4, 100e9),  # 800 GB/s, both ways together
+    'v4': Chip(275e12, 32, 1200e9, 50e9),    # six links of 50 GB/s
+    'v5e': Chip(197e12, 16, 819e9, 50e9),    # four: 400 GB/s, both ways together
+    'v5p': Chip(459e12, 95, 2765e9, 100e9),  # six: 4,800 Gbit/s
+    'v6e': Chip(918e12, 32, 1638e9, 100e9),  # four: 800 GB/s, both ways together
 }
 # From small to large, as `--sweep` tries them.
 SLICES = {

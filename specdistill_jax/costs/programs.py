@@ -1,7 +1,9 @@
 """The programs of a study as the compiler gets them: abstract arrays with their layout, no weights.
 
 `target` is the update of the target by cross-entropy, `train` that of the draft on stored rows,
-`on_policy` the same with its rollout inside; `generate` decodes the target alone, `draft` the draft alone, `speculate` both with a chain or a tree. A
+`on_policy` the same with its rollout inside; `held_out` decodes held-out prompts beside the
+training's state, `samples` draws a model's stored answers. On the slice that decodes, `generate`
+is the target alone, `draft` the draft alone, `speculate` both with a chain or a tree. A
 feature-level draft is never trained on its own text; `draft` feeds it its own outputs.
 """
 
@@ -18,7 +20,6 @@ from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.costs import alone
 from specdistill_jax.decoding import autoregressive
-from specdistill_jax.decoding import chain
 from specdistill_jax.decoding import engine
 from specdistill_jax.decoding import rules
 from specdistill_jax.decoding import sampling as sampling_lib
@@ -32,7 +33,7 @@ from specdistill_jax.training import rollouts
 from specdistill_jax.training import state as state_lib
 from specdistill_jax.training import step as step_lib
 
-TRAINING = ('target', 'train', 'on_policy')
+TRAINING = ('target', 'train', 'on_policy', 'held_out', 'samples')
 DECODING = ('generate', 'draft', 'speculate')
 NAMES = (*TRAINING, *DECODING)
 
@@ -69,7 +70,15 @@ def names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   found = ['target'] if config.target.train.steps else []
   if config.distill is not None:
     found += ['train'] if families.is_feature_draft(config.draft.model) else ['train', 'on_policy']
+    found += ['held_out'] * (config.distill.rollout.tensor != 0)
+    found += ['samples'] * (_sampled(config) is not None)
   return (*found, *(DECODING if config.evaluate is not None else ()))
+
+
+def _sampled(config: ml_collections.ConfigDict) -> str | None:
+  """Whose answers are stored before the draft learns from them, if anybody's."""
+  source = config.distill.data_source
+  return 'draft' if source == 'draft_stored' else 'target' if source.startswith('target') else None
 
 
 def _laid_out(tree: Any, shardings: Any) -> Any:
@@ -114,6 +123,8 @@ def training(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
   if name == 'target':
     return _update(name, config, 'target', config.target.train, widths, mesh,
                    objectives.Objective(), None, None)
+  if name in ('held_out', 'samples'):
+    return _beside_training(name, config, widths, mesh)
   distill = config.distill
   objective = objectives.from_spec(
       distill.objective, beta=distill.beta, normalisation=distill.normalisation,
@@ -131,10 +142,59 @@ def training(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
                               distill.rollout.top_p),
         max_new_tokens=new_tokens, prompt_width=widths.prompt)
 
-  teacher = module(config, 'target', mesh,
-                   layout=config.target.teacher_layout or config.target.layout,
-                   dtype=config.target.weights_dtype, unstacked=False)
-  return _update(name, config, 'draft', distill.train, widths, mesh, objective, rollout, teacher)
+  return _update(name, config, 'draft', distill.train, widths, mesh, objective, rollout,
+                 _teacher(config, mesh))
+
+
+def _teacher(config, mesh, layout=None) -> Any:
+  return module(config, 'target', mesh,
+                layout=layout or config.target.teacher_layout or config.target.layout,
+                dtype=config.target.weights_dtype, unstacked=False)
+
+
+def _beside_training(name, config, widths, mesh) -> Program:
+  """What decodes on the slice that trains, with all that is held there meanwhile."""
+  settings, asked = config.distill.train, config.distill.rollout
+  tensor = asked.tensor or None
+  student = _model_config(config, 'draft')
+  state = jax.eval_shape(lambda: state_lib.create(
+      families.init(student, jax.random.key(0)), state_lib.optimizer(settings)))
+  held = [_teacher(config, mesh),
+          _laid_out(state, sharding.parameter_shardings(state, mesh, config.draft.layout))]
+  regrouped = sharding.regrouped(mesh, tensor)
+  read = held
+  if tensor is not None:
+    read = [_teacher(config, regrouped, sharding.DEFAULT_LAYOUT),
+            _laid_out(state, sharding.parameter_shardings(state, regrouped))]
+  if name == 'held_out':
+    rollout = rollouts.held_out(widths.prompt, asked.max_new_tokens)
+    rows = rollouts.held_out_rows(settings.batch_size, sharding.rows_per_step(mesh), widths.prompt)
+    def function(held, teacher, student, batch, key):
+      del held
+      return built_lib.speculate(
+          teacher, student, batch.tokens_bt[:, :rollout.prompt_width], batch.prompt_lengths_b,
+          key, shape=rollouts.HELD_OUT_GAMMA, rule=rules.Exact(), sampling=rollout.sampling,
+          max_new_tokens=rollout.max_new_tokens).stats
+    held = held if tensor is not None else [held[1].opt_state]
+    models = (read[0], read[1].params)
+  else:
+    rollout = rollouts.Rollout(
+        sampling_lib.Sampling(asked.temperature, asked.top_k, asked.top_p),
+        max_new_tokens=asked.max_new_tokens, prompt_width=widths.prompt)
+    rows = settings.batch_size
+    def function(held, model, batch, key):
+      del held
+      return rollouts.generate(model, batch, key, rollout)
+    chosen = ('target', 'draft').index(_sampled(config))
+    both = lambda pair: [pair[0], pair[1].params]
+    models = (both(read)[chosen],)
+    held = both(held) if tensor is not None else [both(held)[1 - chosen]]
+  batch = _batch(rows, structs.Widths(widths.prompt, rollout.max_new_tokens), regrouped)
+  function = jax.jit(function, keep_unused=True)
+  arguments = (held, *models, batch, _key(regrouped))
+  return Program(name=name, function=function, arguments=arguments, mesh=regrouped,
+                 steps=rollout.max_new_tokens, tokens=0,
+                 reference=lambda: jax.make_jaxpr(function)(*arguments))
 
 
 def _update(name, config, which, settings, widths, mesh, objective, rollout, teacher) -> Program:
@@ -180,12 +240,9 @@ def decoding(config: ml_collections.ConfigDict, widths: structs.Widths, mesh: Me
   def draft_features(ends, draft, *inputs):
     return generate(alone.Alone(feature.Bound(draft, ends)), *inputs)
 
-  def speculate(target, draft, prompts_bt, lengths_b, key):
-    drafter = built_lib.drafter(draft, target, shape, sampling)
-    target = built_lib.target(target, draft)
-    state = chain.prefill(target, drafter, prompts_bt, lengths_b, key,
-                          max_new_tokens=new_tokens)
-    state = chain.decode(target, drafter, state, rule=rule, sampling=sampling)
+  def speculate(*inputs):
+    state = built_lib.speculate(*inputs, shape=shape, rule=rule, sampling=sampling,
+                                max_new_tokens=new_tokens)
     return engine.generation(state, max_new_tokens=new_tokens)
 
   rows = settings.batch_size

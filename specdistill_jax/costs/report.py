@@ -25,7 +25,8 @@ def row(program: programs.Program, compiled: ahead.Compiled, topology: str) -> d
   num_chips = program.mesh.size
   found = dict(
       program=program.name, topology=topology, chips=num_chips,
-      mesh={axis: size for axis, size in program.mesh.shape.items()}, fits=compiled.fits,
+      mesh={axis: size for axis, size in program.mesh.shape.items()},
+      fits=compiled.fits and compiled.needs <= chip.hbm_gib * GIB,
       needs_gib=compiled.needs / GIB, hbm_gib=chip.hbm_gib,
       available_gib=compiled.available and compiled.available / GIB,
       **{f'{name}_bytes': size for name, size in compiled.memory.items()},

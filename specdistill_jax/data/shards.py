@@ -18,7 +18,9 @@ import numpy as np
 
 from specdistill_jax import storage
 from specdistill_jax.data import records
+from specdistill_jax.data import splits as splits_lib
 
+PROMPTS = splits_lib.PROMPTS  # the split that is decoded in place of the validation split
 SOURCES = ('fixed', 'target', 'draft')
 ROWS_PER_FILE = 1 << 17
 _FORMAT = 2  # 2: lengths of prompts in the metadata, categories in the rows
@@ -88,6 +90,11 @@ def exists(directory: str | os.PathLike, split: str) -> bool:
   return (storage.path(directory) / f'{split}.json').is_file()
 
 
+def splits(directory: str | os.PathLike) -> list[str]:
+  """The splits that are there, complete."""
+  return [split for split in ('train', 'validation', PROMPTS) if exists(directory, split)]
+
+
 def read_metadata(directory: str | os.PathLike, split: str) -> dict[str, Any]:
   """What `write` was told and what it counted. Raises ValueError where there is no split."""
   path = storage.path(directory) / f'{split}.json'
@@ -149,7 +156,8 @@ class _Places(grain.MapDataset):
 
 def batches(directory: str | os.PathLike, split: str, *, batch_size: int, max_length: int,
             seed: int, shuffle: bool = True, num_epochs: int | None = None,
-            batch_rows: Sequence[int] | None = None, drop_remainder: bool = True) -> grain.DatasetIterator:
+            batch_rows: Sequence[int] | None = None, drop_remainder: bool = True
+            ) -> grain.DatasetIterator:
   """Iterates over `structs.Batch` of numpy arrays, deterministically.
 
   What a process reads of a batch depends on `batch_rows` alone: the rows of all processes
@@ -194,27 +202,27 @@ def batches(directory: str | os.PathLike, split: str, *, batch_size: int, max_le
       grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
 
 
-def validation_prompts(directory: str | os.PathLike, num_prompts: int,
-                       seed: int) -> list[tuple[list[int], str]]:
-  """Prompts of `validation_rows`, each with its reference text."""
-  return [(row.tokens[:row.prompt_length].tolist(), row.reference)
-          for row in validation_rows(directory, num_prompts, seed)]
+def evaluation_split(directory: str | os.PathLike) -> str:
+  """The split that is decoded: that of prompts where there is one, else the held-out rows."""
+  return PROMPTS if exists(directory, PROMPTS) else 'validation'
 
 
-def validation_rows(directory: str | os.PathLike, num_prompts: int, seed: int) -> list[Row]:
-  """Rows for evaluation, drawn without replacement; their categories are in them.
+def evaluation_rows(directory: str | os.PathLike, num_prompts: int | None,
+                    seed: int) -> list[Row]:
+  """Rows to decode, drawn without replacement; their categories are in them.
 
-  More rows under the same seed begin with the fewer ones.
+  More rows under the same seed begin with the fewer ones; None are all.
 
   Raises:
-    ValueError: there are fewer held-out rows than `num_prompts`.
+    ValueError: there are fewer rows than `num_prompts`.
   """
-  held_out = rows(directory, 'validation')
-  if not 1 <= num_prompts <= len(held_out):
-    raise ValueError(f'evaluate.num_prompts is {num_prompts}; the validation split in '
-                     f"'{directory}' has {len(held_out)} rows, so give 1 to {len(held_out)}.")
-  order = np.random.default_rng(seed).permutation(len(held_out))[:num_prompts]
-  return [held_out[int(index)] for index in order]
+  split = evaluation_split(directory)
+  found = rows(directory, split)
+  if num_prompts is not None and not 1 <= num_prompts <= len(found):
+    raise ValueError(f'evaluate.num_prompts is {num_prompts}; the {split} split in '
+                     f"'{directory}' has {len(found)} rows, so give 1 to {len(found)}.")
+  order = np.random.default_rng(seed).permutation(len(found))[:num_prompts]
+  return [found[int(index)] for index in order]
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 PAIRS = 'pairs'
 LANGUAGE_MODELLING = 'language modelling'
-PROMPTS = 'prompts'  # for evaluation only, without completions
+PROMPTS = 'prompts'  # for evaluation only, without completions; also the name of their split
 
 
 class Example(NamedTuple):

@@ -21,7 +21,8 @@ def prefill(target: structs.Decodable, prompts_bt: jax.Array, prompt_lengths_b: 
 
 
 def step(target_fn: structs.TargetFn, state: structs.DecodeState,
-         sampling: sampling_lib.Sampling, eos_id: int) -> structs.DecodeState:
+         sampling: sampling_lib.Sampling,
+         eos_id: int | tuple[int, ...]) -> structs.DecodeState:
   """One target call and one token for every unfinished row."""
   slots = state.tokens_bs.shape[1]
   next_key_b, draw_key_b = sampling_lib.split_rows(state.key_b, 2)

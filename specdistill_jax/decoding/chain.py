@@ -69,7 +69,7 @@ def count_drafted(state: structs.DecodeState, proposal: structs.Proposal) -> str
 
 
 def commit(state: structs.DecodeState, proposal: structs.Proposal, verdict: structs.Verdict,
-           eos_id: int) -> structs.DecodeState:
+           eos_id: int | tuple[int, ...]) -> structs.DecodeState:
   """Appends what the verdict kept and the next token; brings the counts up to date."""
   gamma = proposal.tokens_bg.shape[1]
   index_g = jnp.arange(gamma)[None]
@@ -87,7 +87,7 @@ def commit(state: structs.DecodeState, proposal: structs.Proposal, verdict: stru
 
 
 def cycle(target_fn: structs.TargetFn, drafter: structs.Drafter, state: structs.DecodeState, *,
-          rule: structs.Rule, sampling: sampling_lib.Sampling, eos_id: int
+          rule: structs.Rule, sampling: sampling_lib.Sampling, eos_id: int | tuple[int, ...]
           ) -> tuple[structs.DecodeState, structs.Proposal, structs.Proposal, structs.Verdict]:
   """Proposes, verifies, commits.
 

@@ -2,7 +2,7 @@
 
 What a draft is worth and what a cycle costs are two claims. `Simulated` fixes the first, so that
 the second can be measured with weights that were never trained. Its output is meaningless: it has
-no name among `rules.RULES`, so nothing but a program that builds it can decode with it.
+no name among `rules.NAMES`, so nothing but a program that builds it can decode with it.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,8 @@ class Simulated:
     verdict = self.rule(target_log_probs_btv, proposal, rule_key_b)
     uniform_bg = jax.vmap(lambda key: jax.random.uniform(key, (num_drafted,)))(keep_key_b)
     kept_bg = uniform_bg < jnp.asarray(self.acceptance, jnp.float32)
-    return structs.Verdict(judging.leading_true(kept_bg & judging.is_drafted(proposal)), verdict.next_token_b)
+    return structs.Verdict(judging.leading_true(kept_bg & judging.is_drafted(proposal)),
+                           verdict.next_token_b)
 
 
 def block_efficiency(acceptance: Sequence[float]) -> float:

@@ -2,8 +2,12 @@
 
 from typing import Any
 
+import jax
+
 from specdistill_jax import structs
+from specdistill_jax.decoding import chain
 from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.decoding import state as state_lib
 from specdistill_jax.decoding import tree as tree_lib
 from specdistill_jax.drafters import feature
 from specdistill_jax.drafters import lm
@@ -41,3 +45,19 @@ def drafter(draft: Any, target_module: Any, shape: int | tree_lib.Tree | tree_li
   if isinstance(shape, int):
     return lm.LMDrafter(module, shape, sampling, min_confidence)
   return tree_drafter.TreeDrafter(tree_drafter.LanguageModel(module), shape, sampling)
+
+
+def speculate(target_module: Any, draft: Any, prompts_bt: jax.Array, lengths_b: jax.Array,
+              key: jax.Array, *, shape: int | tree_lib.Tree | tree_lib.Dynamic, rule: Any,
+              sampling: sampling_lib.Sampling, max_new_tokens: int) -> structs.DecodeState:
+  """Prompts `[b, t]` of lengths `[b]` in, a finished state out; traceable, as one program.
+
+  Args:
+    target_module, draft: modules as they are trained, or unrolled.
+    shape: the length of a chain, or a tree.
+  """
+  built = drafter(draft, target_module, shape, sampling)
+  module = target(target_module, draft)
+  state = chain.prefill(module, built, prompts_bt, lengths_b, key, max_new_tokens=max_new_tokens)
+  return chain.decode(module, built, state, rule=rule, sampling=sampling,
+                      eos_id=state_lib.end_ids(module))

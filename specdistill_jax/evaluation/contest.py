@@ -54,15 +54,15 @@ def undisturbed(rounds: Sequence[Round]) -> tuple[list[Round], bool]:
   return (quiet, True) if len(quiet) >= FEWEST_ROUNDS else (list(rounds), False)
 
 
-def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-  """A confidence interval of the median by order statistics, whatever the law of the values.
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+  """A 95 % confidence interval of the median by order statistics, for values of any law.
 
   Between the k-th smallest and the k-th largest of n lies the median with probability
   1 - 2 P(Binomial(n, 1/2) < k) (David & Nagaraja, Order Statistics, 7.1); the largest k that
-  keeps `level` is taken. None where even the extremes don't, as with fewer than six at 0.95.
+  keeps 95 % is taken. None where even the extremes don't, as with fewer than six.
   """
   n, below, k = len(values), 0.0, 0
-  while k < n and 1.0 - 2.0 * (below + math.comb(n, k) / 2 ** n) >= level:
+  while k < n and 1.0 - 2.0 * (below + math.comb(n, k) / 2 ** n) >= 0.95:
     below += math.comb(n, k) / 2 ** n
     k += 1
   if k == 0:

@@ -9,25 +9,37 @@ from collections.abc import Callable
 import numpy as np
 
 Interval = tuple[float, float]
+_MOST_NUMBERS = 1 << 20  # that are drawn at once: 8 MiB
 
 
-def _resample(rng: np.random.Generator, sums_kpc: np.ndarray) -> np.ndarray:
-  """Sums over one bootstrap sample of seeds and prompts, `[c]`."""
-  seeds, prompts, _ = sums_kpc.shape
-  drawn_seeds = rng.integers(seeds, size=seeds)
-  drawn_prompts = rng.integers(prompts, size=prompts)
-  return sums_kpc[drawn_seeds[:, None], drawn_prompts[None, :]].sum(axis=(0, 1))
+def _times_drawn(rng: np.random.Generator, samples: int, count: int) -> np.ndarray:
+  """How often each of `count` is among as many draws with replacement, `[samples, count]`."""
+  drawn = rng.integers(count, size=(samples, count)) + count * np.arange(samples)[:, None]
+  return np.bincount(drawn.ravel(), minlength=samples * count).reshape(samples, count)
+
+
+def _resampled(rng: np.random.Generator, counts_kpc: np.ndarray, samples: int) -> np.ndarray:
+  """Sums over each bootstrap sample of seeds and prompts, `[samples, c]`."""
+  seeds, prompts, columns = counts_kpc.shape
+  sums_rc = np.empty((samples, columns))
+  at_once = max(1, _MOST_NUMBERS // prompts)
+  for begin in range(0, samples, at_once):
+    part_rc = sums_rc[begin:begin + at_once]
+    times_rk = _times_drawn(rng, len(part_rc), seeds)
+    times_rp = _times_drawn(rng, len(part_rc), prompts).astype(np.float64)
+    for column in range(columns):  # one by one, so that equal ones have equal sums to the bit
+      part_rc[:, column] = np.sum(times_rk * (times_rp @ counts_kpc[..., column].T), axis=1)
+  return sums_rc
 
 
 def bootstrap(counts_kpc: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *,
-              samples: int, level: float = 0.95, seed: int = 0) -> Interval | None:
-  """Percentile interval of a statistic of summed counts.
+              samples: int, seed: int = 0) -> Interval | None:
+  """95 % percentile interval of a statistic of summed counts.
 
   Args:
     counts_kpc: `[seeds, prompts, columns]` counts or seconds of each prompt under each seed.
     statistic: columns summed over seeds and prompts, `[..., c]`, to `[...]`.
     samples: bootstrap samples.
-    level: share of the samples inside the interval.
     seed: of the resampling; the same seed gives the same interval.
 
   Returns:
@@ -40,14 +52,13 @@ def bootstrap(counts_kpc: np.ndarray, statistic: Callable[[np.ndarray], np.ndarr
   if counts_kpc.shape[1] < 2:
     return None
   rng = np.random.default_rng(seed)
-  sums_rc = np.stack([_resample(rng, counts_kpc) for _ in range(samples)])
+  sums_rc = _resampled(rng, counts_kpc, samples)
   with np.errstate(divide='ignore', invalid='ignore'):
     values_r = statistic(sums_rc)
   values_r = values_r[np.isfinite(values_r)]
   if not values_r.size:
     return None
-  tail = 50.0 * (1.0 - level)
-  low, high = np.percentile(values_r, [tail, 100.0 - tail])
+  low, high = np.percentile(values_r, [2.5, 97.5])
   return float(low), float(high)
 
 

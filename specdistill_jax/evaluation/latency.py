@@ -60,7 +60,7 @@ def _run(prefill: Callable[[], Any], decode: Callable[[Any], Any],
 
 def alone(module: Any, prompts_bt: np.ndarray, prompt_lengths_b: np.ndarray, key: jax.Array, *,
           sampling: sampling_lib.Sampling, max_new_tokens: int,
-          eos_id: int | None = None) -> Run:
+          eos_id: int | tuple[int, ...] | None = None) -> Run:
   """Decodes the target by itself. `module` has its layers unrolled.
 
   `eos_id` ends a row; None: the model's own, `step_costs.NO_TOKEN`: rows run their full length.
@@ -76,7 +76,7 @@ def alone(module: Any, prompts_bt: np.ndarray, prompt_lengths_b: np.ndarray, key
 def speculative(module: Any, setting: step_costs.Setting, prompts_bt: np.ndarray,
                 prompt_lengths_b: np.ndarray, key: jax.Array, *,
                 sampling: sampling_lib.Sampling, max_new_tokens: int,
-                eos_id: int | None = None) -> Run:
+                eos_id: int | tuple[int, ...] | None = None) -> Run:
   """Decodes the target with a drafter; `eos_id` as in `alone`."""
   return _run(
       lambda: engine.prefill_speculative(module, setting.drafter, prompts_bt, prompt_lengths_b,

@@ -56,7 +56,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """All complete lines; a last line without its line break was cut by a kill and is left out."""
+  """All complete lines, of `metrics.jsonl` too; a last one that a kill has cut is left out."""
   if not path.exists():
     return []
   found = []
@@ -67,6 +67,17 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     except ValueError as error:
       raise ValueError(f'{path}, line {number} is not JSON ({error}); remove the line') from error
   return found
+
+
+def of_last_config(found: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+  """Rows of the configuration that the last one is of, and how many there are of older ones."""
+  kept = [row for row in found if row['config_hash'] == found[-1]['config_hash']]
+  return kept, len(found) - len(kept)
+
+
+def older_told(place: pathlib.Path | str, count: int) -> list[str]:
+  """A sentence about rows that `of_last_config` leaves out, where there are any."""
+  return [f'{place}: {count} rows are of an older configuration and left out.'] if count else []
 
 
 def repair(path: pathlib.Path) -> None:

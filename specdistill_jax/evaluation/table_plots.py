@@ -4,9 +4,7 @@ from collections.abc import Callable, Sequence
 import pathlib
 from typing import Any
 
-import matplotlib
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # pylint: disable=g-import-not-at-top
+from matplotlib import pyplot as plt
 import numpy as np
 
 from specdistill_jax import storage

@@ -136,7 +136,8 @@ def dspark(student_logits: Logits, teacher_logits: TeacherLogits, *,
 
   The cross-entropy is against the teacher's law, less its entropy, which has no gradient: the
   mean over the teacher's samples of what a sampled label gives, and zero for equal models. Its
-  confidence head is not here; its weights of draft positions, exp(-(n - 1) / 4), are `decay=0.7788`.
+  confidence head is not here; `decay=0.7788` gives its weights of draft positions,
+  exp(-(n - 1) / 4).
   """
   divergence, distance = _kl_and_tvd(student_logits, teacher_logits, teacher_log_norm)
   return 0.1 * divergence + 0.9 * 2 * distance

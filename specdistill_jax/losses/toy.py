@@ -9,12 +9,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from specdistill_jax.losses import divergences
 
 MODES = ((0.5, -4.0, 1.0), (0.25, 0.0, 0.5), (0.25, 6.0, 0.5))  # share, mean, standard deviation
-GRID_V = jnp.linspace(-25.0, 25.0, 2001)  # the laws' tokens
+GRID_V = np.linspace(-25.0, 25.0, 2001, dtype=np.float32)  # the laws' tokens
 _STARTS = tuple((mean, width) for mean in (-4.0, -2.0, 0.0, 6.0) for width in (1.0, 4.0))
 
 

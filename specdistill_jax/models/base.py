@@ -1,6 +1,8 @@
 """A model as users hold it: a module, its config, and a vocabulary if there is one."""
 
+from collections.abc import Iterable
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -22,6 +24,19 @@ class Model:
   vocabulary: Any = None
   hub_config: dict[str, Any] | None = None
 
+  @functools.cached_property
+  def unrolled(self) -> Any:
+    """The module as decoding loops take it, one module a layer: a copy of stacked layers, kept."""
+    return self.module.unstacked() if hasattr(self.module, 'unstacked') else self.module
+
   @property
   def num_parameters(self) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(self.module))
+
+
+def check_fields(config_class: type, changed: Iterable[str]) -> None:
+  """Raises ValueError if one of `changed` is no field of such a config."""
+  fields = [field.name for field in dataclasses.fields(config_class)]
+  if unknown := [name for name in changed if name not in fields]:
+    raise ValueError(f'{config_class.__name__} has no field {", ".join(unknown)}; its fields are '
+                     f'{", ".join(fields)}')

@@ -34,8 +34,8 @@ def wanted(config: ml_collections.ConfigDict) -> dict[paper_tables.Setting, tupl
     return {}
   arms = {} if distill.from_scratch(config) else {('none', None): (config.seed,)}
   for name in distill.arm_names(config) if config.distill is not None else ():
-    objective, source, seed = name.rsplit('-', 2)
-    arms[objective, source] = (*arms.get((objective, source), ()), int(seed.removeprefix('seed')))
+    *arm, seed = distill.parse_arm(name)
+    arms[tuple(arm)] = (*arms.get(tuple(arm), ()), seed)
   return {paper_tables.Setting(*arm, temperature, **dataclasses.asdict(way)): seeds
           for temperature in config.evaluate.temperatures
           for way in ways.distinct(config.evaluate, temperature) for arm, seeds in arms.items()}
@@ -82,10 +82,9 @@ def _rows(config, settings, places) -> tuple[list[Mapping[str, Any]], list[str]]
   kept: dict[tuple[Any, ...], Mapping[str, Any]] = {}
   foreign, doubled, notes = [], 0, []
   for place in places:
-    found = rows_lib.read(place / 'results.jsonl')
+    found, older = rows_lib.of_last_config(rows_lib.read(place / 'results.jsonl'))
+    notes += rows_lib.older_told(place, older)
     for row in found:
-      if row['config_hash'] != found[-1]['config_hash']:
-        continue  # of an older configuration
       setting = paper_tables.setting(row)
       if row['study'] != config.study or row['seed'] not in settings.get(setting, ()):
         foreign.append(f'study {row["study"]}, {row["objective"]}, T={row["temperature"]:g}, '
@@ -128,9 +127,8 @@ def _failure(places) -> str | None:
 
 def _last_cross_entropy(place: pathlib.Path) -> dict[str, float]:
   """Held-out cross-entropy of each run after its last step, and before its first, as 'none'."""
-  path, found = place / 'metrics.jsonl', {}
-  for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
-    record = json.loads(line)
+  found = {}
+  for record in rows_lib.read(place / 'metrics.jsonl'):
     value = record.get('validation_cross_entropy')
     if record['stage'] == 'distill' and value is not None:
       found['none' if record['step'] == 0 else record['run']] = value
@@ -140,19 +138,19 @@ def _last_cross_entropy(place: pathlib.Path) -> dict[str, float]:
 def _training(config, places) -> dict[tuple[str, str | None], dict[str, float]]:
   """Of each arm what its training tells: cross-entropy, mean over seeds, and wall seconds.
 
-  Seconds are those of the stage `distill`, the target's samples included, over its arms.
+  Seconds are those of the stage `distill` in all attempts, the target's samples included, over
+  its arms; there are none where an attempt was killed, since nobody knows how long it was.
   """
   names = distill.arm_names(config) if config.distill is not None else []
   found: dict[tuple[str, str | None], dict[str, list[float]]] = {}
   for place in places:
     done = workdirs.done_path(place, 'distill')
-    seconds = (json.loads(done.read_text())['wall_seconds'] / len(names)
-               if done.exists() and names else None)
+    seconds = json.loads(done.read_text())['wall_seconds'] if done.exists() else None
     last = _last_cross_entropy(place)
     for name in names:
-      arm = found.setdefault(tuple(name.rsplit('-', 2)[:2]), {})
+      arm = found.setdefault(distill.parse_arm(name)[:2], {})
       if seconds is not None:
-        arm.setdefault('distill_seconds', []).append(seconds)
+        arm.setdefault('distill_seconds', []).append(seconds / len(names))
       if name in last:
         arm.setdefault('cross_entropy', []).append(last[name])
     if 'none' in last:

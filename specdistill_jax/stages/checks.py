@@ -14,13 +14,16 @@ from typing import Any
 
 import ml_collections
 
+from specdistill_jax import storage
 from specdistill_jax.data import chat
 from specdistill_jax.data import quality
+from specdistill_jax.stages import evaluate_checks
 from specdistill_jax.stages import feature_checks
 from specdistill_jax.stages import objective_checks
 from specdistill_jax.stages import places
 from specdistill_jax.stages import sources
 from specdistill_jax.stages import task_checks
+from specdistill_jax.stages import workdirs
 
 Rule = Callable[[Any], str | None]  # a value -> what would be right, or None if it is
 
@@ -180,13 +183,14 @@ LEGAL = dict(
         data_source=one_of(*DATA_SOURCES),
         student_fraction=FRACTION, normalisation=one_of('sequence', 'token'),
         temperature=optional(POSITIVE),
-        rollout=dict(temperature=NOT_NEGATIVE, max_new_tokens=whole(1), **SAMPLING),
+        rollout=dict(temperature=NOT_NEGATIVE, max_new_tokens=whole(1), tensor=optional(whole(0)),
+                     **SAMPLING),
         seeds=each(whole(0)), control=truth, train=TRAIN),
     evaluate=dict(
         temperatures=each(NOT_NEGATIVE), gammas=each(whole(1)),
         draft_sampling=each(one_of('sampled', 'greedy')), rules=_rules, trees=_trees,
         min_confidences=each(DECAY), max_quality_drop=optional(DECAY),
-        batch_size=whole(1), num_prompts=whole(1), max_new_tokens=whole(1),
+        batch_size=whole(1), num_prompts=optional(whole(1)), max_new_tokens=whole(1),
         bootstrap_samples=whole(1), mesh=MESH, topology=optional(_topology), weights_dtype=DTYPE,
         **SAMPLING),
 )
@@ -246,6 +250,17 @@ def _check_model(model: Any, vocab_size: int, path: str) -> None:
     families.config(model, vocab_size=vocab_size)
   except (ValueError, TypeError) as error:
     raise ValueError(f'config.{path} is wrong: {error}') from error
+
+
+def _check_finished(section: Any, name: str) -> None:
+  """A model of a study is taken when it is trained, not as it happens to be."""
+  source = section.init_from
+  if source is None or places.is_open(source):
+    return
+  if unfinished := workdirs.unfinished(storage.path(source)):
+    workdir, stage = unfinished
+    raise ValueError(f'config.{name}.init_from is {source!r}, but stage {stage!r} of the study in '
+                     f'{workdir} has not finished; run that to its end first')
 
 
 def _check_init_from(section: Any, name: str) -> str:
@@ -311,7 +326,7 @@ def _check_new_tokens(task: Any, max_new_tokens: int, path: str) -> None:
   is_text = task_checks.is_language_modelling(task)
   room = task.max_length - (task.prompt_length if is_text else 1)
   if max_new_tokens > room:
-    prompt = f' less task.prompt_length, {task.prompt_length}' * is_text
+    prompt = f' less task.prompt_length, {task.prompt_length},' * is_text
     raise ValueError(
         f'config.{path}.max_new_tokens is {max_new_tokens}; rows hold task.max_length tokens, '
         f'{task.max_length},{prompt} so that it must be at most {room}')
@@ -328,48 +343,6 @@ def _check_distill(config: Any) -> None:
   objective_checks.check(config, feature_checks.is_feature_draft(config, 'draft'))
 
 
-def _check_rules(evaluate: Any) -> None:
-  """Each rule is of use at one of the temperatures, and each temperature has a lossless one."""
-  from specdistill_jax.decoding import rules  # brings in JAX, like models above
-  from specdistill_jax.decoding import sampling as sampling_lib
-  samplings = [sampling_lib.Sampling(temperature, evaluate.top_k, evaluate.top_p)
-               for temperature in evaluate.temperatures]
-  for name, epsilon in evaluate.rules:
-    faults = [rules.objection(name, epsilon, sampling) for sampling in samplings]
-    if all(faults):
-      raise ValueError(f'config.evaluate.rules has ({name!r}, {epsilon}): {faults[0]}')
-  for sampling in samplings:
-    if not any(rules.for_sampling(*pair, sampling).lossless for pair in evaluate.rules
-               if rules.objection(*pair, sampling) is None):
-      raise ValueError(
-          f'config.evaluate.rules has no lossless rule at temperature {sampling.temperature:g}, '
-          "so that the lossy ones have nothing to stand beside; add ('exact', 1.0)")
-
-
-def _check_trees(evaluate: Any, vocab_size: int) -> None:
-  """Each name is a tree's, and some rule judges trees."""
-  from specdistill_jax.decoding import tree_names  # as above
-  for name in evaluate.trees:
-    try:
-      width = tree_names.parse(name).width
-    except ValueError as error:
-      raise ValueError(f'config.evaluate.trees is {evaluate.trees!r}: {error}') from error
-    if width > vocab_size:
-      raise ValueError(f'config.evaluate.trees has {name!r}, of up to {width} children a node; '
-                       f'there must be at most task.vocab_size, {vocab_size}')
-  if evaluate.trees and all(name == 'block' for name, _ in evaluate.rules):
-    raise ValueError(f"config.evaluate.trees is {evaluate.trees!r}, but evaluate.rules has 'block' "
-                     "alone, which judges whole chains; add ('exact', 1.0)")
-
-
-def _check_evaluate(evaluate: Any, vocab_size: int) -> None:
-  _check_rules(evaluate)
-  _check_trees(evaluate, vocab_size)
-  if evaluate.num_prompts % evaluate.batch_size:
-    raise ValueError(f'config.evaluate.num_prompts is {evaluate.num_prompts}; it must be a '
-                     f'multiple of evaluate.batch_size, {evaluate.batch_size}')
-
-
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises a ValueError of one sentence at the first misspelt, illegal or contradictory field."""
   _check_fields(config, LEGAL, '')
@@ -381,6 +354,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   rows = math.prod(size for size in (config.mesh.data, config.mesh.fsdp) if size > 0)
   families = {}
   for name in models:
+    _check_finished(config[name], name)
     if feature_checks.is_feature_draft(config, name):
       feature_checks.check(config)
       continue
@@ -395,5 +369,5 @@ def check(config: ml_collections.ConfigDict) -> None:
     _check_new_tokens(config.task, config.distill.rollout.max_new_tokens, 'distill.rollout')
   if config.evaluate is not None:
     _check_mesh(config.evaluate.mesh, 'evaluate.mesh')
-    _check_evaluate(config.evaluate, config.task.vocab_size)
+    evaluate_checks.check(config.evaluate, config.task.vocab_size)
     _check_new_tokens(config.task, config.evaluate.max_new_tokens, 'evaluate')

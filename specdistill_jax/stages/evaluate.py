@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import dataclasses
 import math
 import pathlib
-import re
 import subprocess
+import time
 from typing import Any
 
 from absl import logging
@@ -22,6 +22,7 @@ import numpy as np
 from rich import progress as rich_progress
 
 from specdistill_jax import api
+from specdistill_jax import processes
 from specdistill_jax import sharding
 from specdistill_jax import storage
 from specdistill_jax import structs
@@ -44,7 +45,7 @@ from specdistill_jax.stages import tree_pictures
 from specdistill_jax.stages import workdirs
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-_ARM = re.compile(r'([^-]+)-([^-]+)-seed(\d+)')  # as distill.arm_names writes it
+_SECONDS_A_LINE = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,17 +101,18 @@ def load_drafts(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
   if not distill.from_scratch(config):
     drafts.append(Draft(_load(config, workdir / 'draft', 'draft'), 'none', None, 0, config.seed))
   for name in distill.arm_names(config) if config.distill is not None else ():
-    objective, data_source, seed = _ARM.fullmatch(name).groups()
+    objective, data_source, seed = distill.parse_arm(name)
     drafts.append(Draft(_load(config, workdir / 'distill' / name, 'draft'), objective,
-                        data_source, config.distill.train.steps, int(seed)))
+                        data_source, config.distill.train.steps, seed))
   return drafts
 
 
 def load_prompts(config: ml_collections.ConfigDict, workdir: pathlib.Path,
                  target: base.Model) -> Prompts:
-  """`evaluate.num_prompts` held-out prompts, the same ones for the same seed."""
+  """`evaluate.num_prompts` prompts, the same ones for the same seed: those of the task's
+  `prompt_files` where it has any, else held-out ones."""
   settings = config.evaluate
-  chosen = shards.validation_rows(workdir / 'data', settings.num_prompts, config.seed)
+  chosen = shards.evaluation_rows(workdir / 'data', settings.num_prompts, config.seed)
   prompts_bt, lengths_b = api.pad_prompts(
       target, [row.tokens[:row.prompt_length].tolist() for row in chosen],
       settings.max_new_tokens)
@@ -147,12 +149,14 @@ def _describe(model: base.Model) -> str:
   return f'{model.config.family} {model.config.size}'
 
 
-def _common_fields(config: ml_collections.ConfigDict, target: base.Model) -> dict[str, Any]:
+def _common_fields(config: ml_collections.ConfigDict, target: base.Model,
+                   num_prompts: int) -> dict[str, Any]:
   """What every row of this study shares."""
   settings = config.evaluate
-  shared = ('batch_size', 'num_prompts', 'top_k', 'top_p', 'max_new_tokens')
+  shared = ('batch_size', 'top_k', 'top_p', 'max_new_tokens')
   return dict(
-      {name: settings[name] for name in shared}, study=config.study, task=config.task.name,
+      {name: settings[name] for name in shared}, num_prompts=num_prompts,
+      study=config.study, task=config.task.name,
       target=_describe(target), target_parameters=target.num_parameters,
       device=jax.devices()[0].device_kind, jax_version=jax.__version__, commit=commit(),
       config_hash=rows.config_hash(workdirs.to_json(config)))
@@ -201,10 +205,20 @@ def _quality(metric: str | None, target: base.Model, references: Sequence[Sequen
 
 
 def _track(description: str):
-  """A progress bar over batches in a terminal; nothing elsewhere."""
+  """A progress bar over batches in a terminal; elsewhere a line a minute."""
   def wrap(batches):
-    return rich_progress.track(batches, description, disable=not rich_progress.get_console(
-        ).is_terminal)
+    if rich_progress.get_console().is_terminal:
+      yield from rich_progress.track(batches, description)
+      return
+    started = said = time.monotonic()
+    for done, batch in enumerate(batches):
+      yield batch
+      now = time.monotonic()
+      if now - said >= _SECONDS_A_LINE:
+        left = (len(batches) - done - 1) * (now - started) / (done + 1)
+        processes.say(f'  {description}: {done + 1:,} of {len(batches):,} batches, '
+                      f'{left / 60:.3g} minutes left')
+        said = now
   return wrap
 
 
@@ -255,7 +269,8 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
   measured = latency.measure(
       module, built, prompts.batches, jax.random.key(config.seed), sampling=sampling,
       max_new_tokens=settings.max_new_tokens, progress=_track(f'temperature {temperature:g}'))
-  metric = shards.read_metadata(path.parent / 'data', 'validation')['metric']
+  data = path.parent / 'data'
+  metric = shards.read_metadata(data, shards.evaluation_split(data))['metric']
   overlaps = {index: _overlaps(target, drafts[index], prompts, measured.alone, sampling)
               for index, _ in wanted}
   for kept in (tree_pictures, sample_texts):
@@ -272,7 +287,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """Evaluates `load_drafts`, at every temperature and in every way.
 
   Raises:
-    ValueError: a model is missing, the vocabularies differ, or there are too few held-out rows.
+    ValueError: a model is missing, the vocabularies differ, or there are too few prompts.
   """
   workdir = storage.path(workdir)
   target = _load(config, workdir / 'target', 'target')
@@ -284,7 +299,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   prompts = load_prompts(config, workdir, target)
   path = workdir / 'results.jsonl'
   rows.repair(path)
-  common = _common_fields(config, target)
+  common = _common_fields(config, target, sum(map(len, prompts.references)))
   with jax.set_mesh(_decoding_mesh(config.evaluate)):  # caches are laid out on it
     for temperature in config.evaluate.temperatures:
       _temperature(config, target, drafts, prompts, temperature, path, common)

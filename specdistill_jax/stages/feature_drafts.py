@@ -13,6 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from specdistill_jax import processes
 from specdistill_jax import sharding
 from specdistill_jax import storage
 from specdistill_jax.checkpoints import pretrained
@@ -61,5 +62,6 @@ def start(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       feature_config.check_fits(made, target)
     described = store.read_model_file(workdir / 'target')['vocabulary']
     vocabulary = described and storage.resolve(workdir / 'target', described['path'])
-    store.write_model_file(directory, made, vocabulary)
+    if processes.is_first():
+      store.write_model_file(directory, made, vocabulary)
     checkpoints.save_params(0, module)

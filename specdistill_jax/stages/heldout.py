@@ -4,6 +4,8 @@ A draft whose training loss looks fine and that is rarely accepted is the most f
 complaint about draft trainers: so the speculative sampler runs during training.
 """
 
+import contextlib
+import functools
 import pathlib
 import time
 from typing import Any
@@ -17,6 +19,8 @@ from specdistill_jax import sharding
 from specdistill_jax import structs
 from specdistill_jax.data import records
 from specdistill_jax.data import shards
+from specdistill_jax.decoding import rules
+from specdistill_jax.drafters import built
 from specdistill_jax.losses import blocks
 from specdistill_jax.losses import objectives
 from specdistill_jax.models import base
@@ -24,40 +28,60 @@ from specdistill_jax.training import laws
 from specdistill_jax.training import rollouts
 from specdistill_jax.training import step as step_lib
 
-GAMMA = 5
-TEMPERATURE = 1.0
+GAMMA = rollouts.HELD_OUT_GAMMA
 
 _losses = jax.jit(step_lib.losses, static_argnums=0, static_argnames='chunk')
 _figures = jax.jit(laws.measure, static_argnames=('temperature', 'chunk'))
-_rollout = jax.jit(rollouts.generate, static_argnames='rollout')
+_continue = jax.jit(rollouts.generate, static_argnames='rollout')
+
+
+@functools.partial(jax.jit, static_argnames=('gamma', 'rollout'))
+def contest(teacher, student, batch: structs.Batch, key: jax.Array, *, gamma: int,
+            rollout: rollouts.Rollout) -> structs.DecodeStats:
+  """The prompts of `batch` decoded speculatively, chains of `gamma`: how much was kept."""
+  return built.speculate(
+      teacher, student, batch.tokens_bt[:, :rollout.prompt_width], batch.prompt_lengths_b, key,
+      shape=gamma, rule=rules.Exact(), sampling=rollout.sampling,
+      max_new_tokens=rollout.max_new_tokens).stats
 
 
 class HeldOut:
   """A fixed batch of held-out rows, and the target's own continuations of their prompts."""
 
   def __init__(self, directory: pathlib.Path, mesh: Mesh, *, batch_size: int, seed: int,
-               teacher: base.Model | None, max_new_tokens: int, head_chunk: int | None = None,
+               teacher: base.Model | None, max_new_tokens: int, tensor: int | None = None,
+               head_chunk: int | None = None,
                objective: objectives.Objective = objectives.Objective()):
     """
     Args:
       directory: of the shards that have a `validation` split.
+      mesh: of training.
+      batch_size: rows of a step; of them, and of new tokens, no more are taken than may fit.
       teacher: measured against, if there is one.
       max_new_tokens: of the continuations.
+      tensor: devices that share a model's heads while decoding; None: as in training; 0: nothing
+        is decoded, and figures of both laws are those on the held-out rows.
       head_chunk: positions of a row whose logits are there at a time; None: all.
       objective: at whose temperature both laws are looked at.
     """
-    rows = shards.rows(directory, 'validation')
+    rows, metadata = (read(directory, 'validation') for read in (shards.rows, shards.read_metadata))
+    batch_size = rollouts.held_out_rows(batch_size, sharding.rows_per_step(mesh),
+                                        metadata['longest_prompt'])
     order = np.random.default_rng(seed).permutation(len(rows))[:batch_size]
     chosen = [rows[int(index)] for index in order]
-    width = shards.read_metadata(directory, 'validation')['max_length']
-    self._mesh, self._teacher, self._max_new_tokens = mesh, teacher, max_new_tokens
+    self._mesh, self._teacher, self._tensor = mesh, teacher, tensor
     self._chunk, self._objective = head_chunk, objective
     self._key = jax.random.key(seed)
-    self._batch = self._put(records.collate(
-        chosen, width, 'validation', records.widths(chosen)))
-    if teacher is not None:
-      self._prompts = [row.tokens[:row.prompt_length].tolist() for row in chosen]
-      self._continued = self._put(self._continue_prompts())
+    self._rows = records.collate(chosen, metadata['max_length'], 'validation',
+                                 records.widths(chosen))
+    self._batch = self._continued = self._put(self._rows, mesh)
+    if teacher is not None and tensor != 0:
+      self._rollout = rollouts.held_out(max(row.prompt_length for row in chosen), max_new_tokens)
+      with self._decoding() as (mesh, laid_out):
+        continued = sharding.fetch(_continue(
+            laid_out(teacher.module), self._put(self._rows, mesh), self._key,
+            rollout=self._rollout))
+      self._continued = self._put(continued, self._mesh)
 
   def measure(self, student: base.Model) -> dict[str, Any]:
     """Cross-entropy on the rows; with a teacher also alpha, and acceptance when sampling.
@@ -71,15 +95,20 @@ class HeldOut:
     module = student.module
     if self._teacher is not None:
       module = api.on_given_text(self._teacher, student)
-    totals = _losses(supervised, module, None, self._batch, chunk=self._chunk)
-    figures = dict(validation_cross_entropy=float(totals.loss))
-    if self._teacher is None:
+    with jax.set_mesh(self._mesh):  # what activations are laid out on
+      totals = _losses(supervised, module, None, self._batch, chunk=self._chunk)
+      figures = dict(validation_cross_entropy=float(totals.loss))
+      if self._teacher is None:
+        return figures
+      figures |= self._by_position(module, student.module)
+    if self._tensor == 0:
       return figures
-    stats = sharding.fetch(api.speculate(
-        self._teacher, student, self._prompts, gamma=GAMMA, temperature=TEMPERATURE,
-        max_new_tokens=self._max_new_tokens, key=self._key).stats)
+    with self._decoding() as (mesh, laid_out):
+      stats = sharding.fetch(contest(
+          laid_out(self._teacher.module), laid_out(student.module),
+          self._put(self._rows, mesh), self._key, gamma=GAMMA, rollout=self._rollout))
     reached_g, accepted_g = stats.reached_bg.sum(0), stats.accepted_bg.sum(0)
-    return figures | self._by_position(module, student.module) | dict(
+    return figures | dict(
         block_efficiency=float(stats.emitted_b.sum() / stats.target_calls_b.sum()),
         acceptance_by_position=[
             float(accepted / reached) if reached else None
@@ -102,29 +131,38 @@ class HeldOut:
         **{f'{name}_by_position': getattr(found, name).tolist() for name in (
             'alpha', 'agreement', 'kl', 'tvd', 'student_entropy', 'teacher_entropy')})
 
-  def _continue_prompts(self) -> structs.Batch:
-    generated = sharding.fetch(api.generate(
-        self._teacher, self._prompts, max_new_tokens=self._max_new_tokens,
-        temperature=TEMPERATURE, key=self._key))
-    rows = []
-    for prompt, tokens, length in zip(self._prompts, generated.tokens, generated.lengths):
-      mask = [0] * len(prompt) + [1] * int(length)
-      rows.append(records.Row(
-          np.concatenate([prompt, tokens[:length]]).astype(np.int32), len(prompt),
-          np.array(mask, np.uint8), '', ''))
-    return records.collate(rows, max(len(row.tokens) for row in rows), 'validation',
-                           records.widths(rows))
+  @contextlib.contextmanager
+  def _decoding(self):
+    """The mesh that decodes, as the one in context, and how a module gets onto it."""
+    mesh = sharding.regrouped(self._mesh, self._tensor)
+    laid_out = functools.partial(sharding.laid_out, mesh=mesh)
+    with jax.set_mesh(mesh):
+      yield mesh, laid_out if self._tensor is not None else lambda module: module
 
-  def _put(self, batch):
-    fits = batch.tokens_bt.shape[0] % sharding.rows_per_step(self._mesh) == 0
+  def _put(self, batch, mesh):
+    fits = batch.tokens_bt.shape[0] % sharding.rows_per_step(mesh) == 0
     layout = sharding.batch_sharding if fits else sharding.replicated
-    return sharding.put(batch, layout(self._mesh))
+    return sharding.put(batch, layout(mesh))
 
 
-def rollout_seconds(student: Any, batch: structs.Batch, key: jax.Array,
-                    rollout: rollouts.Rollout) -> float:
-  """Seconds that sampling one batch takes alone, compiled before."""
-  jax.block_until_ready(_rollout(student, batch, key, rollout=rollout))
-  started = time.perf_counter()
-  jax.block_until_ready(_rollout(student, batch, key, rollout=rollout))
-  return time.perf_counter() - started
+@functools.partial(jax.jit, static_argnames=('rollout', 'dtype', 'mesh', 'layout'))
+def _rollout(params, batch, key, *, rollout, dtype, mesh, layout):
+  student = step_lib.for_rollout(sharding.matrices_in(params, dtype), mesh, layout)
+  return rollouts.generate(student, batch, key, rollout)
+
+
+def rollout_seconds(params: Any, batch: structs.Batch, key: jax.Array, *,
+                    rollout: rollouts.Rollout, dtype: str, mesh: Mesh, layout: str) -> float:
+  """Seconds that the rollout of a step takes alone, compiled before.
+
+  Args:
+    params: of the student, as training holds them, laid out as `layout`.
+    dtype: in which the step reads them.
+  """
+  with jax.set_mesh(mesh):
+    sample = lambda: jax.block_until_ready(_rollout(
+        params, batch, key, rollout=rollout, dtype=dtype, mesh=mesh, layout=layout))
+    sample()
+    started = time.perf_counter()
+    sample()
+    return time.perf_counter() - started

@@ -5,7 +5,7 @@ is trained on the training split or copied, a seqio task tokenises both, and the
 written beside it:
 
   W/data/vocabulary.model (or tokenizer/, that of an imported model),
-  W/data/{train,validation}-*.array_record, W/data/{...}.json
+  W/data/{train,validation,prompts}-*.array_record, W/data/{...}.json
 
 All of it appears at once: a run that is killed leaves no `W/data`.
 """
@@ -52,14 +52,14 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   _check(settings)
   start = time.monotonic()
   examples, dropped = sources.load(settings)
-  kind = sources.kind(settings, examples)
-  _check_lengths(settings, kind)
+  kinds = {split: sources.kind(examples, split) for split in examples}
+  _check_lengths(settings, next(iter(kinds.values())))
   with storage.staged(directory) as staging:
     vocabulary = _vocabulary(staging, examples, settings, imported)
     logging.info('A vocabulary of %d pieces, %.1f s after the start.',
                  vocabulary.size, time.monotonic() - start)
     _warn_of_space_symbols(examples)
-    _write_splits(staging, examples, dropped, vocabulary, settings, kind)
+    _write_splits(staging, examples, dropped, vocabulary, settings, kinds)
   logging.info("Prepared '%s' in %.1f s.", directory, time.monotonic() - start)
 
 
@@ -74,7 +74,7 @@ def _settings(config: Any, imported: Any) -> dict[str, Any]:
 def _is_prepared(directory: pathlib.Path, settings: dict[str, Any]) -> bool:
   if not storage.is_whole(directory):
     return False
-  wanted = sources.split_names(settings['name'])
+  wanted = sources.split_names(settings)
   if missing := [split for split in wanted if not shards.exists(directory, split)]:
     raise ValueError(f"'{directory}' is there but has no {missing[0]} split, so this stage did "
                      'not write it; remove the folder, or use another workdir.')
@@ -85,7 +85,7 @@ def _is_prepared(directory: pathlib.Path, settings: dict[str, Any]) -> bool:
         name = key if key == 'seed' else f'task.{key}'
         raise ValueError(f"'{directory}' was prepared with {name} = {before.get(key)!r}, and "
                          f'now it is {settings.get(key)!r}; use another workdir.')
-  vocabulary = shards.read_metadata(directory, 'train').get('vocabulary', VOCABULARY_FILE)
+  vocabulary = shards.read_metadata(directory, wanted[0]).get('vocabulary', VOCABULARY_FILE)
   if not (directory / vocabulary).exists():
     raise ValueError(f"'{directory}' has lost its {vocabulary}; remove the folder to "
                      'prepare it again.')
@@ -137,7 +137,7 @@ def _warn_of_split_marks(vocabulary: Any, template: chat.Template | None,
                       num_tokens)
 
 
-def _write_splits(directory, examples, dropped, vocabulary, settings, kind) -> None:
+def _write_splits(directory, examples, dropped, vocabulary, settings, kinds) -> None:
   metric = sources.metric(settings)
   tokenised = None
   if not settings['chat_template']:
@@ -147,12 +147,13 @@ def _write_splits(directory, examples, dropped, vocabulary, settings, kind) -> N
     tokenised = lambda split: tasks.tokenised(task, split, vocabulary)
   for split in examples:
     metadata = {
-        'task': settings['name'], 'dataset': sources.dataset(settings), 'kind': kind,
+        'task': settings['name'], 'dataset': sources.dataset(settings), 'kind': kinds[split],
         'metric': metric, 'source': 'fixed',
         'vocab_size': vocabulary.size, 'vocabulary_digest': vocabulary.digest,
         'vocabulary': vocabulary.path.relative_to(directory).parts[0],
         'max_length': settings['max_length'],
-        'prompt_length': settings['prompt_length'] if kind == splits.LANGUAGE_MODELLING else None,
+        'prompt_length': (
+            settings['prompt_length'] if kinds[split] == splits.LANGUAGE_MODELLING else None),
         'num_examples': len(examples[split]),
         'dropped': dropped[split],  # filled while the rows are written
         'python_version': platform.python_version(), 'settings': settings}
@@ -161,7 +162,7 @@ def _write_splits(directory, examples, dropped, vocabulary, settings, kind) -> N
     else:
       rows = token_rows.from_conversations(examples[split], settings, vocabulary,
                                            dropped[split], split)
-    rows = token_rows.with_sound_masks(rows, settings['name'], kind, vocabulary)
+    rows = token_rows.with_sound_masks(rows, settings['name'], kinds[split], vocabulary)
     if split == 'train':
       rows = itertools.islice(rows, settings['max_examples'])
     _write_split(directory, split, rows, metadata)

@@ -14,6 +14,7 @@ from specdistill_jax.evaluation import answers
 from specdistill_jax.evaluation import formats
 from specdistill_jax.evaluation import rows as rows_lib
 from specdistill_jax.evaluation import summary as summary_lib
+from specdistill_jax.stages import distill
 from specdistill_jax.stages import sample_texts
 from specdistill_jax.stages import tree_pictures
 from specdistill_jax.stages import workdirs
@@ -112,18 +113,15 @@ def curves(path: pathlib.Path, figure: str = 'validation_alpha', *,
 
   If `before`, of the runs before distillation, by their names.
   """
-  if not path.exists():
-    return {}
   runs: dict[str, list[tuple[int, float]]] = {}
-  for line in path.read_text(encoding='utf-8').splitlines():
-    record = json.loads(line)
+  for record in rows_lib.read(path):
     if before is (record['stage'] != 'distill') and record.get(figure) is not None:
       runs.setdefault(record['run'], []).append((record['step'], record[figure]))
   found: dict[str, list[list[tuple[int, float]]]] = {}
   for run_name in sorted(runs):
     name = run_name
     if not before:
-      objective, data_source, _ = run_name.split('-')
+      objective, data_source, _ = distill.parse_arm(run_name)
       name = summary_lib.method(dict(objective=objective, data_source=data_source))
     found.setdefault(name, []).append(sorted(runs[run_name]))
   return found
@@ -173,9 +171,11 @@ def _setting(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _wall_times(workdir: pathlib.Path) -> str:
+  def told(seconds):
+    return 'unknown (an attempt was killed)' if seconds is None else f'{seconds:.0f} s'
   found = [workdirs.done_path(workdir, stage) for stage in STAGES]
   done = [json.loads(path.read_text()) for path in found if path.exists()]
-  return ', '.join(f'{stage["stage"]} {stage["wall_seconds"]:.0f} s' for stage in done)
+  return ', '.join(f'{stage["stage"]} {told(stage["wall_seconds"])}' for stage in done)
 
 
 def _html(config: ml_collections.ConfigDict, workdir: pathlib.Path, rows, summaries, answered,
@@ -210,8 +210,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   answered = answers.write(summaries, samples=samples, max_quality_drop=max_quality_drop)
   notes = (
       'T is the temperature. Brackets are 95 % bootstrap intervals over prompts and, for trained '
-      f'arms, {seeds} seed{"s" * (seeds > 1)}; counts are summed before ratios. *Standard SD* is the '
-      'undistilled draft; the *control* had as many further cross-entropy steps as '
+      f'arms, {seeds} seed{"s" * (seeds > 1)}; counts are summed before ratios. *Standard SD* is '
+      'the undistilled draft; the *control* had as many further cross-entropy steps as '
       'distillation. The predicted speed-up is τ / (γ c + v), with the cost of a draft step, c, '
       'and of a verification, v, measured in the same run. Prefill is left out of all times.')
   wall = _wall_times(workdir)

@@ -41,6 +41,8 @@ class Run:
     reference: the draft that tells a selective objective which tokens to keep, or None.
     rollout: how the student's own data are sampled; None for stored data.
     held_out_tokens: new tokens of a held-out prompt, where there is a teacher.
+    decoding_tensor: devices that share a model's heads when held-out prompts are decoded; None:
+      as in training.
     layout: of the model that is trained, one of `sharding.LAYOUTS`.
     hub_config: the config.json that an imported model came with.
   """
@@ -56,6 +58,7 @@ class Run:
   teacher: base.Model | None = None
   rollout: rollouts.Rollout | None = None
   held_out_tokens: int = 64
+  decoding_tensor: int | None = None
   layout: str = sharding.DEFAULT_LAYOUT
   hub_config: dict[str, Any] | None = None
   reference: base.Model | None = None
@@ -137,7 +140,8 @@ def _teaching(run):
 def write_model_file(run, workdir) -> None:
   """Says what is trained; its vocabulary is the data's."""
   data = workdir / 'data'
-  name = shards.read_metadata(data, 'train').get('vocabulary', 'vocabulary.model')
+  split = shards.splits(data)[0]
+  name = shards.read_metadata(data, split).get('vocabulary', 'vocabulary.model')
   if processes.is_first():
     store.write_model_file(run.directory, run.model_config,
                            data / name if (data / name).exists() else None, run.hub_config)

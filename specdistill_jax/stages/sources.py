@@ -13,7 +13,7 @@ from specdistill_jax.data import prompts
 from specdistill_jax.data import splits
 
 LOCAL = ('local_files', 'conversations')  # these read task.train_files
-EVALUATION_ONLY = ('bbh', 'prompts')      # these have a validation split and no other
+EVALUATION_ONLY = ('bbh', 'prompts')      # these have prompts to decode and nothing to train on
 NAMES = (*embedded.METRICS, *LOCAL, *papers.PAPERS, *EVALUATION_ONLY)
 # The quality metric of a task; None where there is nothing to compare with.
 METRICS = {**embedded.METRICS, **{name: paper.metric for name, paper in papers.PAPERS.items()},
@@ -23,9 +23,11 @@ Examples = dict[str, list[splits.Example]]
 Dropped = dict[str, dict[str, int]]
 
 
-def split_names(name: str) -> tuple[str, ...]:
-  """The splits that a task has."""
-  return ('validation',) if name in EVALUATION_ONLY else ('train', 'validation')
+def split_names(settings: Mapping[str, Any]) -> tuple[str, ...]:
+  """The splits that a task has; `prompts`, where there are some, is what `evaluate` decodes."""
+  training = () if settings['name'] in EVALUATION_ONLY else ('train', 'validation')
+  own = (splits.PROMPTS,) if not training or settings['prompt_files'] else ()
+  return training + own
 
 
 def metric(settings: Mapping[str, Any]) -> str | None:
@@ -48,11 +50,9 @@ def lengths(settings: Mapping[str, Any]) -> tuple[int | None, int | None]:
           settings['max_targets'] or (paper and paper.max_targets))
 
 
-def kind(settings: Mapping[str, Any], examples: Examples) -> str:
-  """Of the rows: one of `splits.kinds`, or for evaluation only."""
-  if settings['name'] in EVALUATION_ONLY:
-    return splits.PROMPTS
-  return next(iter(splits.kinds(examples['train'])))
+def kind(examples: Examples, split: str) -> str:
+  """Of the rows of a split: one of `splits.kinds`, or for evaluation only."""
+  return splits.PROMPTS if split == splits.PROMPTS else next(iter(splits.kinds(examples[split])))
 
 
 def load(settings: Mapping[str, Any]) -> tuple[Examples, Dropped]:
@@ -61,10 +61,11 @@ def load(settings: Mapping[str, Any]) -> tuple[Examples, Dropped]:
   Raises:
     ValueError: files or folders are missing or unfit, or nothing is left of a split.
   """
-  if settings['name'] in EVALUATION_ONLY:
-    examples, dropped = _evaluation_only(settings)
-  else:
+  examples, dropped = {}, {}
+  if settings['name'] not in EVALUATION_ONLY:
     examples, dropped = _training(settings)
+  if splits.PROMPTS in split_names(settings):
+    examples[splits.PROMPTS], dropped[splits.PROMPTS] = _prompts(settings)
   if settings['chat_template']:
     examples = {split: [_as_conversation(e) for e in found]
                 for split, found in examples.items()}
@@ -80,7 +81,7 @@ def _as_conversation(example: splits.Example) -> splits.Example:
   return example._replace(turns=(('user', example.inputs), ('assistant', example.targets)))
 
 
-def _evaluation_only(settings: Mapping[str, Any]) -> tuple[Examples, Dropped]:
+def _prompts(settings: Mapping[str, Any]) -> tuple[list[splits.Example], dict[str, int]]:
   left_out = 0
   if settings['name'] == 'bbh':
     found = prompts.bbh(settings['data_dir'])
@@ -88,16 +89,14 @@ def _evaluation_only(settings: Mapping[str, Any]) -> tuple[Examples, Dropped]:
     found, left_out = prompts.read(settings['prompt_files'])
   kept = [e for e in found if e.inputs.strip()]
   if not kept:
-    raise ValueError('The validation split is empty: '
+    raise ValueError('The split of prompts is empty: '
                      f"{settings['prompt_files'] or settings['data_dir']!r} has no prompt.")
   name = metric(settings)
   if name and (without := [e.document for e in kept if not e.targets.strip()]):
     raise ValueError(f"task.metric is '{name}', but {len(without)} of {len(kept)} prompts have "
                      f"no reference to compare with, the first at '{without[0]}'; leave it at "
                      'None.')
-  return ({'validation': kept},
-          {'validation': {'empty': len(found) - len(kept),
-                          'later_turn_without_answer': left_out}})
+  return kept, {'empty': len(found) - len(kept), 'later_turn_without_answer': left_out}
 
 
 def _training(settings: Mapping[str, Any]) -> tuple[Examples, Dropped]:

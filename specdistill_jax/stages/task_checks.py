@@ -8,14 +8,23 @@ from specdistill_jax.stages import sources
 
 # Field of the task -> the tasks that read it.
 _READERS = dict(
-    train_files=sources.LOCAL, validation_files=sources.LOCAL, prompt_files=('prompts',),
+    train_files=sources.LOCAL, validation_files=sources.LOCAL,
+    prompt_files=('prompts', 'conversations'),
     data_dir=(*papers.PAPERS, 'bbh'))
+_OPTIONAL = {*((name, 'validation_files') for name in sources.LOCAL),
+             ('conversations', 'prompt_files')}
 
 
 def is_language_modelling(task: Any) -> bool:
   """Rows are running text, of which the first `prompt_length` tokens serve as the prompt."""
   return task.name in ('stdlib_docs', 'lm1b') or (
-      task.name == 'local_files' and not task.inputs_field)
+      task.name == 'local_files' and (not task.inputs_field or _is_plain_text(task.train_files)))
+
+
+def _is_plain_text(paths: Any) -> bool:
+  """Whether files hold no prompts, by their names; pairs of parallel files do."""
+  return bool(paths) and all(
+      isinstance(path, str) and path.endswith(('.txt', '.txt.gz')) for path in paths)
 
 
 def check(task: Any, imported: str | None = None) -> None:
@@ -29,7 +38,7 @@ def check(task: Any, imported: str | None = None) -> None:
     if task.name not in readers and task[field]:
       raise ValueError(f'config.task.{field} is {task[field]!r}, but the task is '
                        f'{task.name!r}; only {", ".join(map(repr, readers))} read it')
-    if task.name in readers and not task[field] and field != 'validation_files':
+    if task.name in readers and not task[field] and (task.name, field) not in _OPTIONAL:
       wish = wishes.get(field, f'at least one path, as in --config.task.{field}='
                         "\"('train.jsonl',)\"")
       raise ValueError(f'config.task.{field} is {task[field]!r}; the task {task.name!r} needs '

@@ -26,7 +26,7 @@ def from_texts(tokenised: Iterable, settings: Mapping[str, Any], vocabulary: Any
   prefix = np.array(vocabulary.prefix_ids, np.int32)
   suffix = np.array(vocabulary.suffix_ids, np.int32)
   tail = _tail(settings, vocabulary, max_inputs)
-  is_evaluation_only = settings['name'] in sources.EVALUATION_ONLY
+  is_prompt = split == shards.PROMPTS
   for number, example in enumerate(tokenised):
     _log_progress(split, number)
     if not len(example.inputs):
@@ -41,11 +41,11 @@ def from_texts(tokenised: Iterable, settings: Mapping[str, Any], vocabulary: Any
     if max_inputs and len(inputs) > max_inputs:
       inputs = np.concatenate([inputs[:max_inputs - len(tail)], tail])
       counts['cut_inputs'] += 1
-    if max_targets and len(targets) > max_targets and not is_evaluation_only:
+    if max_targets and len(targets) > max_targets and not is_prompt:
       # The end token is cut with the rest: the text does not end there.
       targets = targets[:max_targets]
       counts['cut_targets'] += 1
-    if is_evaluation_only:
+    if is_prompt:
       row = prompt_row(inputs, example.reference, example.document, example.category)
     else:
       row = pair_row(inputs, targets, example.reference, example.document, example.category)
@@ -70,25 +70,25 @@ def from_conversations(examples: Sequence[splits.Example], settings: Mapping[str
     rendered = [chat.render(template, example.turns) for example in batch]
     tokenised = chat.tokenise(rendered, vocabulary, settings['max_length'])
     for example, segments, found in zip(batch, rendered, tokenised, strict=True):
-      row = _conversation_row(example, segments, found, settings, counts)
+      row = _conversation_row(example, segments, found, settings, counts,
+                              is_prompt=split == shards.PROMPTS)
       if row is not None:
         yield row
 
 
 def _conversation_row(example: splits.Example, segments: Sequence[chat.Segment],
                       found: chat.Tokenised | None, settings: Mapping[str, Any],
-                      counts: Counts) -> shards.Row | None:
-  is_evaluation_only = settings['name'] in sources.EVALUATION_ONLY
+                      counts: Counts, is_prompt: bool) -> shards.Row | None:
   answers = [text for role, text in example.turns if role == 'assistant']
   is_cut = found is not None and found.num_answers < len(answers)
   # Cut, a prompt would be an earlier turn's.
-  if found is None or is_cut and is_evaluation_only:
+  if found is None or is_cut and is_prompt:
     counts['too_long'] += 1
     return None
   counts['cut_conversations'] += is_cut
   chat.check(settings['chat_template'], segments, example.turns, found.loss_mask)
   reference = answers[found.num_answers - 1]
-  if is_evaluation_only:
+  if is_prompt:
     return prompt_row(found.tokens[:found.prompt_length], reference, example.document,
                       example.category)
   return shards.Row(found.tokens, found.prompt_length, found.loss_mask, reference,
@@ -151,5 +151,5 @@ def _tail(settings: Mapping[str, Any], vocabulary: Any, max_inputs: int | None) 
 
 
 def _log_progress(split: str, number: int) -> None:
-  if not number % _BATCH_SIZE:
+  if number and not number % _BATCH_SIZE:
     logging.log_every_n_seconds(logging.INFO, '%s: %d examples tokenised', 10, split, number)

@@ -34,11 +34,12 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
   Raises:
     ValueError: impossible settings, before anything is compiled; too little room on the disk.
     FloatingPointError: a loss or gradient that is not finite, with its step.
+    store.SaveFailed: a checkpoint was not written.
     preemption.Stopped: asked to stop, and saved.
   """
   settings, ready = run.settings, runs.ready(run, config)
-  with preemption.training(), store.Store(run.directory,
-                                          keep=settings.keep_checkpoints) as checkpoints:
+  with preemption.training(), profiling.run(), store.Store(
+      run.directory, keep=settings.keep_checkpoints) as checkpoints:
     # Restore, or start.
     first = checkpoints.latest_step()
     if first == settings.steps:
@@ -57,7 +58,7 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
     # device never waits for the host; only evaluation and checkpoints wait for both.
     held_out = heldout.HeldOut(
         workdir / 'data', ready.mesh, batch_size=settings.batch_size, seed=config.seed,
-        teacher=run.teacher, max_new_tokens=run.held_out_tokens,
+        teacher=run.teacher, max_new_tokens=run.held_out_tokens, tensor=run.decoding_tensor,
         head_chunk=settings.head_chunk, objective=run.objective)
     with writer_lib.Writer(workdir, run.stage, run.name, first_step=first,
                            steps=settings.steps) as writer:
@@ -71,7 +72,11 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
         if late is not None:
           figures = _fetch(*late, meter, run, workdir)
           if late[0] % settings.log_every == 0:
-            writer.write(late[0], **figures)
+            writer.write(late[0], seconds_per_step=meter.seconds_per_step, **figures)
+            meter.mark()
+            checkpoints.check()
+          else:
+            writer.tell(late[0], seconds_per_step=meter.seconds_per_step, **figures)
         late = step, metrics, batch
         writer.advance(step)
         stopping = preemption.asked()
@@ -81,9 +86,10 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
           figures, late = _fetch(*late, meter, run, workdir), None
           if evaluating:
             figures |= held_out.measure(base.Model(state.params, run.model_config))
-            figures |= _rollout_share(run, state.params, batch, ready.key, meter)
+            figures |= _rollout_share(ready, state.params, batch, meter)
           if evaluating or saving or step % settings.log_every == 0:
-            writer.write(step, **figures)
+            writer.write(step, seconds_per_step=meter.seconds_per_step, **figures)
+            meter.mark()
           if saving or stopping:
             writer.sync()
             checkpoints.save(step, state.params, state.opt_state, ready.data.get_state())
@@ -162,9 +168,12 @@ def _fetch(step, metrics, batch, meter, run, workdir) -> dict[str, Any]:
               data_wait_share=meter.data_wait_share, rollout_share=None)
 
 
-def _rollout_share(run, student, batch, key, meter) -> dict[str, Any]:
+def _rollout_share(ready, params, batch, meter) -> dict[str, Any]:
   """Share of a step's time that goes into rollouts: the same rollout timed alone."""
-  if run.rollout is None or meter.seconds_per_step is None:
+  run = ready.run
+  if run.rollout is None or (step_seconds := meter.mean_seconds_per_step) is None:
     return {}
-  seconds = heldout.rollout_seconds(student, batch, key, run.rollout)
-  return dict(rollout_share=run.rollout.student_fraction * seconds / meter.seconds_per_step)
+  seconds = heldout.rollout_seconds(
+      params, batch, ready.key, rollout=run.rollout, dtype=run.settings.weights_dtype,
+      mesh=ready.mesh, layout=run.layout)
+  return dict(rollout_share=run.rollout.student_fraction * seconds / step_seconds)

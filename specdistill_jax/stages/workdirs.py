@@ -1,9 +1,11 @@
 """The directory of a study: which config it belongs to, and which stages have finished in it."""
 
+from collections.abc import Iterator
 import contextlib
 import json
 import os
 import pathlib
+import time
 from typing import Any
 
 import ml_collections
@@ -25,8 +27,8 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """A config as JSON gives it back: plain dicts, lists for tuples, references resolved.
 
   Left out is what the report is asked and no measurement depends on, so that a finished study
-  can be asked again, and the bucket, which the paths name. Added are the lines of your own objectives, so that a study goes on only
-  with the functions that it began with.
+  can be asked again, and the bucket, which the paths name. Added are the lines of your own
+  objectives, so that a study goes on only with the functions that it began with.
   """
   document = json.loads(json.dumps(config.to_dict()))
   document.pop('bucket', None)
@@ -44,6 +46,54 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def done_path(workdir: pathlib.Path, stage: str) -> pathlib.Path:
   """The file that says that a stage has finished."""
   return workdir / 'done' / f'{stage}.json'
+
+
+def unfinished(model: pathlib.Path) -> tuple[pathlib.Path, str] | None:
+  """Workdir and stage, if a model's folder is a study's and the stage that makes it isn't done.
+
+  Its file `model.json` is written when training begins, and its checkpoints before it ends.
+  """
+  for workdir, stage in ((model.parent, model.name), (model.parent.parent, model.parent.name)):
+    if stage in ('target', 'draft', 'distill') and (workdir / 'config.json').exists():
+      return None if done_path(workdir, stage).exists() else (workdir, stage)
+  return None
+
+
+def attempts_path(workdir: pathlib.Path, stage: str) -> pathlib.Path:
+  """The file with the seconds of each attempt at a stage."""
+  return workdir / 'attempts' / f'{stage}.json'
+
+
+def attempts(workdir: pathlib.Path, stage: str) -> list[float | None]:
+  """Seconds of each attempt at a stage, in order; None: it was killed, and nobody knows."""
+  path = attempts_path(workdir, stage)
+  return json.loads(path.read_text(encoding='utf-8'))['seconds'] if path.exists() else []
+
+
+@contextlib.contextmanager
+def attempt(workdir: pathlib.Path, stage: str) -> Iterator[None]:
+  """An attempt at a stage, which leaves how long it took whichever way it ends.
+
+  A stage goes on from what earlier attempts have left, so its cost is that of all of them. To
+  be entered by one process.
+  """
+  path, before = attempts_path(workdir, stage), attempts(workdir, stage)
+  leave = lambda seconds: write_atomically(path, dict(stage=stage, seconds=[*before, seconds]))
+  leave(None)  # what stays if it is killed
+  started = time.perf_counter()
+  try:
+    yield
+  finally:
+    with contextlib.suppress(OSError):  # as in record_failure: another error may be on its way
+      leave(round(time.perf_counter() - started, 3))
+
+
+def write_done(workdir: pathlib.Path, stage: str) -> None:
+  """Says that a stage has finished, and in how many seconds over all attempts, if that is known."""
+  seconds = attempts(workdir, stage)
+  write_atomically(done_path(workdir, stage), dict(
+      stage=stage, attempts=len(seconds),
+      wall_seconds=None if None in seconds else round(sum(seconds), 3)))
 
 
 def failed_path(workdir: pathlib.Path) -> pathlib.Path:

@@ -96,7 +96,8 @@ def _start(target, *args) -> None:
 
 def _cloud_tpu_host() -> str | None:
   """The metadata server, on a machine with TPU devices; None elsewhere: nobody is asked."""
-  is_cloud_tpu = os.path.exists('/dev/accel0') or 'TPU_WORKER_ID' in os.environ
+  is_cloud_tpu = 'TPU_WORKER_ID' in os.environ or any(
+      os.path.exists(f'/dev/{name}') for name in ('accel0', 'vfio/0'))
   return 'metadata.google.internal' if is_cloud_tpu else None
 
 
@@ -112,7 +113,12 @@ def _listen(read: int, second_ends: bool) -> None:
 
 
 def _poll_metadata(host: str) -> None:
-  """Asks for events of this machine, until there is one."""
+  """Asks for events of this machine, until there is a new one.
+
+  One that stands when this process asks first has stopped an earlier attempt, and may stand for
+  an hour: work goes on until the machine says SIGTERM.
+  """
+  known = {}
   while True:
     for path, nothing in _METADATA_PATHS.items():
       request = urllib.request.Request(f'http://{host}/computeMetadata/v1/{path}',
@@ -122,9 +128,10 @@ def _poll_metadata(host: str) -> None:
           event = answer.read().decode().strip()
       except OSError:
         continue  # no such server, or none that is well
-      if event.upper() != nothing:
+      if event.upper() != nothing and known.get(path, event) != event:
         _notice(f'{path} {event}')
         return
+      known[path] = event
     time.sleep(_METADATA_SECONDS)
 
 

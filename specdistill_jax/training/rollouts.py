@@ -57,6 +57,22 @@ class Rollout:
     return 0 if self.is_mixture else self.shortest_prompt - 1
 
 
+# Of what is decoded beside a training's state: caches of more rows, or of longer ones, may not fit.
+_HELD_OUT_ROWS, _HELD_OUT_TOKENS, _HELD_OUT_SLOTS = 64, 128, 16_384
+HELD_OUT_GAMMA = 5
+
+
+def held_out_rows(batch_size: int, ways: int, prompt_width: int) -> int:
+  """Held-out rows of a run: at most those of a step, and a multiple of the mesh's `ways`."""
+  most = min(_HELD_OUT_ROWS, _HELD_OUT_SLOTS // (prompt_width + _HELD_OUT_TOKENS))
+  return min(batch_size, max(most // ways, 1) * ways)
+
+
+def held_out(prompt_width: int, max_new_tokens: int) -> Rollout:
+  """How held-out prompts are continued while a model trains."""
+  return Rollout(sampling_lib.Sampling(1.0), min(max_new_tokens, _HELD_OUT_TOKENS), prompt_width)
+
+
 def generate(model, batch: structs.Batch, key: jax.Array, rollout: Rollout) -> structs.Batch:
   """Continues the prompts of `batch` by samples of `model`, without gradient.
 

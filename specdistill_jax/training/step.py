@@ -130,6 +130,12 @@ def _micro_batches(batch, accumulation, mesh):
   return jax.tree.map(split, batch)
 
 
+def for_rollout(student: Any, mesh: Mesh, layout: str) -> Any:
+  """Weights as a rollout reads them, once a token: gathered over fsdp before, not in its loop."""
+  return jax.lax.with_sharding_constraint(student, sharding.parameter_shardings(
+      student, mesh, 'tensor' if layout == 'sharded' else layout))
+
+
 def make(settings: Any, objective: objectives.Objective, rollout: rollouts.Rollout | None,
          mesh: Mesh, abstract_state: state_lib.TrainState,
          layout: str = sharding.DEFAULT_LAYOUT):
@@ -163,10 +169,8 @@ def _make(settings, objective, rollout, mesh, layout, sharding_leaves, treedef):
     dropout_key, rollout_key = jax.random.split(jax.random.fold_in(key, state.step))
     on_policy = jnp.zeros((), bool)
     if rollout is not None:
-      # A rollout reads the weights once a token: gathered over fsdp before, not in its loop.
-      gathered = jax.lax.with_sharding_constraint(student, sharding.parameter_shardings(
-          student, mesh, 'tensor' if layout == 'sharded' else layout))
-      batch, on_policy = rollouts.mix(gathered, batch, rollout_key, rollout)
+      batch, on_policy = rollouts.mix(for_rollout(student, mesh, layout), batch, rollout_key,
+                                      rollout)
     grads, totals = gradients(
         objective, student, teacher, batch,
         dropout_key if settings.dropout or hasattr(student, 'unroll') else None,

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 SETTINGS = dict(
     PROJECT='proj', ZONE='us-west4-a', BUCKET='gs://bucket/sd', NAME='mine',
@@ -37,7 +39,8 @@ class Cloud:
   def environment(self):
     return dict(
         os.environ, PATH=f'{self.root / "bin"}:{os.environ["PATH"]}', STUB_CLOUD=str(self.root),
-        SPECDISTILL_POLL_SECONDS='0.03', SPECDISTILL_UNEVEN_SECONDS='1', STUB_HOST='here')
+        SPECDISTILL_POLL_SECONDS='0.03', SPECDISTILL_UNEVEN_SECONDS='1',
+        SPECDISTILL_COPY_SECONDS='2', STUB_HOST='here')
 
   def start(self, script, *arguments):
     return subprocess.Popen(
@@ -74,7 +77,7 @@ class Cloud:
         command = next(word for word in rest if word.startswith('--command='))
         verb = command.split()[2]
       found.append(verb)
-    return [verb for verb in found if verb not in ('describe', 'state')]
+    return [verb for verb in found if verb not in ('describe', 'state', 'log')]
 
   def studies(self):
     path = self.root / 'studies.jsonl'
@@ -83,8 +86,14 @@ class Cloud:
   def wait_for_studies(self, number):
     self._wait(lambda: len(self.studies()) >= number)
 
-  def wait_for_event(self, words, name='mine'):
-    log = self.repository / 'runs' / 'launch' / name / 'events.log'
+  def hanging(self):
+    """The process of the study that was told to hang, once it does."""
+    pids = self.root / 'pids'
+    self._wait(lambda: pids.exists() and pids.read_text().endswith('\n'))
+    return int(pids.read_text().split()[-1])
+
+  def wait_for_event(self, words, name='mine', file='events.log'):
+    log = self.repository / 'runs' / 'launch' / name / file
     self._wait(lambda: log.exists() and words in log.read_text())
 
   def _wait(self, come_true):
@@ -102,10 +111,17 @@ class Cloud:
         pass
 
 
-def commit(repository):
-  for words in (['add', '-A'],
-                ['-c', 'user.name=t', '-c', 'user.email=t@t', 'commit', '-qm', 'all']):
-    subprocess.run(['git', *words], cwd=repository, check=True)
+def git(repository, *words):
+  return subprocess.run(['git', *words], cwd=repository, check=True, text=True,
+                        stdout=subprocess.PIPE).stdout.strip()
+
+
+def commit(repository, message='all'):
+  """Commits all that is there, be it nothing; returns the hash."""
+  git(repository, 'add', '-A')
+  git(repository, '-c', 'user.name=t', '-c', 'user.email=t@t', 'commit', '-q', '--allow-empty',
+      '-m', message)
+  return git(repository, 'rev-parse', 'HEAD')
 
 
 def make(root):
@@ -122,13 +138,26 @@ def make(root):
   repository = cloud.repository
   shutil.copytree(TESTS.parent / 'launch', repository / 'launch',
                   ignore=shutil.ignore_patterns('*.env'))
+  shutil.copy(TESTS.parent / '.gitattributes', repository)
   (repository / 'launch' / 'environment.sh').write_text(ENVIRONMENT)
   (repository / '.gitignore').write_text('/launch/*.env\n/runs/\n__pycache__/\n')
   (repository / 'specdistill_jax').mkdir()
   shutil.copy(TESTS / 'stubs' / 'study.py', repository / 'specdistill_jax' / 'main.py')
   (repository / 'configs').mkdir()
   (repository / 'configs' / 'study.py').write_text('def get_sweep():\n  return [{}] * 5\n')
-  subprocess.run(['git', 'init', '-q', '--template='], cwd=repository, check=True)
+  git(repository, 'init', '-q', '--template=')
   commit(repository)
   cloud.set()
   return cloud
+
+
+NEEDED = pytest.mark.skipif(
+    not all(map(shutil.which, ('git', 'bash', 'setsid'))), reason='needs git, bash and setsid')
+
+
+@pytest.fixture
+def cloud(tmp_path):
+  """A cloud of one's own, of which nothing goes on running."""
+  found = make(tmp_path / 'cloud')
+  yield found
+  found.end()
