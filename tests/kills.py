@@ -100,7 +100,7 @@ def killed(folder: pathlib.Path, stages: str, cache: pathlib.Path, seconds: floa
       if status == 75 and written(workdir):
         last = lines(workdir)[-1]
         assert newest(workdir)[last['run']] == last['step'], (newest(workdir), last)
-      saving = bool(list(workdir.glob('**/*.orbax-checkpoint-tmp*')))
+      saving = any('orbax-checkpoint-tmp' in path.name for path in checkpoints(workdir))
       say(f'{kind} {done}: status {status}, study {len(workdirs)}, newest step {newest(workdir)}'
           f'{", while saving" if saving else ""}')
   return workdirs
@@ -112,10 +112,20 @@ def written(workdir: pathlib.Path) -> int:
   return path.read_bytes().count(b'\n') if path.exists() else 0
 
 
+def checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """Every checkpoint of every run, half-written ones too; what vanishes meanwhile is no error."""
+  found = []
+  for folder, names, _ in os.walk(workdir):
+    if pathlib.Path(folder).name == 'checkpoints':
+      found += [pathlib.Path(folder, name) for name in names]
+      names.clear()
+  return found
+
+
 def newest(workdir: pathlib.Path) -> dict[str, int]:
   """The newest checkpoint of each run."""
   steps = {}
-  for path in workdir.glob('**/checkpoints/*'):
+  for path in checkpoints(workdir):
     if path.name.isdecimal():
       name = path.parts[-3]
       steps[name] = max(steps.get(name, 0), int(path.name))
