@@ -20,6 +20,7 @@ from specdistill_jax.models import decoder
 from specdistill_jax.stages import distill
 from specdistill_jax.stages import samples
 from specdistill_jax.stages import train
+from specdistill_jax.stages import workdirs
 from specdistill_jax.training import profiling
 from specdistill_jax.training import state as state_lib
 from specdistill_jax.training import step as step_lib
@@ -291,6 +292,24 @@ def test_a_save_that_failed_is_told_at_the_next_logged_step(workdir, monkeypatch
   with pytest.raises(OSError, match='checkpoint 2 of .* was not written .*No space left on dev'):
     distill.run(config, workdir)
   assert lines(workdir)[-1]['step'] == 3
+
+
+def test_of_two_launches_on_a_workdir_the_later_one_goes_on(workdir, monkeypatch):
+  path, save = workdirs.attempts_path(workdir, 'distill'), store.Store.save
+  def saved(*args):
+    save(*args)
+    workdirs.write_atomically(path, dict(stage='distill', seconds=[None, None]))
+  monkeypatch.setattr(store.Store, 'save', saved)
+  config = studies.config(checkpoint_every=2, eval_every=6, log_every=1)
+  config.distill.update(data_source='fixed', control=False)
+  with pytest.raises(ValueError, match="another launch has begun the stage 'distill' in .* since"):
+    with workdirs.attempt(workdir, 'distill'):
+      distill.run(config, workdir)
+  first, second = workdirs.attempts(workdir, 'distill')
+  assert first > 0 and second is None
+  assert lines(workdir)[-1]['step'] == 3
+  with store.Store(workdir / 'distill' / distill.arm_names(config)[0]) as checkpoints:
+    assert checkpoints.latest_step() == 2
 
 
 def test_steps_are_traced(workdir):

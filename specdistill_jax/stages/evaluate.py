@@ -279,6 +279,7 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
               max_new_tokens=settings.max_new_tokens)
   for lines in _lines(wanted, measured, overlaps, prompts, target, metric,
                       settings.bootstrap_samples):
+    workdirs.check_alone(path.parent, 'evaluate')
     # The line of all prompts is the last: where it is, those of the categories are.
     rows.append(path, *lines)
 

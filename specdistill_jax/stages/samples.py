@@ -25,6 +25,7 @@ from specdistill_jax.data import records
 from specdistill_jax.data import shards
 from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.models import base
+from specdistill_jax.stages import workdirs
 from specdistill_jax.training import rollouts
 
 BATCHES_A_PART = 32
@@ -72,6 +73,7 @@ def stored(config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: Mesh,
   started, before = time.monotonic(), done * size
   for name in list(pieces)[done:]:
     rows = sample(pieces[name])
+    workdirs.check_alone(workdir, 'distill')
     if processes.is_first():
       shards.write(parts, name, rows, described)
     else:

@@ -83,6 +83,7 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
         evaluating = step % settings.eval_every == 0 or step == settings.steps
         saving = step % settings.checkpoint_every == 0 or step == settings.steps
         if evaluating or saving or stopping:
+          workdirs.check_alone(workdir, run.stage)
           figures, late = _fetch(*late, meter, run, workdir), None
           if evaluating:
             figures |= held_out.measure(base.Model(state.params, run.model_config))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import json
+import math
 import os
 import pathlib
 import time
@@ -16,6 +17,8 @@ from specdistill_jax.losses import specs
 from specdistill_jax.stages import places
 
 SHOWN_DIFFERENCES = 3
+
+_own: dict[pathlib.Path, int] = {}  # file of attempts -> which of them is this launch's, from 1
 
 
 def write_atomically(path: pathlib.Path, document: dict[str, Any]) -> None:
@@ -77,15 +80,39 @@ def attempt(workdir: pathlib.Path, stage: str) -> Iterator[None]:
   A stage goes on from what earlier attempts have left, so its cost is that of all of them. To
   be entered by one process.
   """
-  path, before = attempts_path(workdir, stage), attempts(workdir, stage)
-  leave = lambda seconds: write_atomically(path, dict(stage=stage, seconds=[*before, seconds]))
+  path, number = attempts_path(workdir, stage), len(attempts(workdir, stage)) + 1
+
+  def leave(seconds):  # beside what another launch may have added since
+    found = attempts(workdir, stage)
+    found[number - 1:number] = [seconds]
+    write_atomically(path, dict(stage=stage, seconds=found))
+
   leave(None)  # what stays if it is killed
+  _own[path] = number
   started = time.perf_counter()
   try:
     yield
   finally:
+    del _own[path]
     with contextlib.suppress(OSError):  # as in record_failure: another error may be on its way
       leave(round(time.perf_counter() - started, 3))
+
+
+def check_alone(workdir: pathlib.Path, stage: str) -> None:
+  """To be called by every process before it adds to what a stage has made.
+
+  Two launches on one workdir would write into each other's files. The later one goes on from what
+  the earlier has saved, as after a kill; the earlier one stops here.
+
+  Raises:
+    ValueError: another launch has begun this stage since.
+  """
+  path = attempts_path(workdir, stage)
+  if processes.agree('another launch', lambda: len(attempts(workdir, stage)) > _own.get(
+      path, math.inf)):
+    raise ValueError(f'another launch has begun the stage {stage!r} in {workdir} since this one '
+                     'did; this one stops and leaves the workdir to it: give each launch a '
+                     '--workdir of its own')
 
 
 def write_done(workdir: pathlib.Path, stage: str) -> None:
