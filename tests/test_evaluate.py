@@ -153,6 +153,37 @@ def test_a_killed_evaluation_resumes(workdir):
     path.write_bytes(whole)
 
 
+def test_batches_outlive_a_kill_within_a_temperature(workdir, monkeypatch):
+  path, speculative, decoded = workdir / 'results.jsonl', evaluate.latency.speculative, []
+  whole = path.read_bytes()
+  path.unlink()
+  settings = len(whole.splitlines())
+
+  def killed(module, setting, *inputs, **how):
+    decoded.append(setting)
+    if len(decoded) == kill_at:
+      raise KeyboardInterrupt
+    return speculative(module, setting, *inputs, **how)
+  monkeypatch.setattr(evaluate.latency, 'speculative', killed)
+  parts = workdir / 'evaluate-parts'
+  try:
+    kill_at = settings * 5 // 2  # past the warm-up, which has a setting of each kind at most
+    with pytest.raises(KeyboardInterrupt):
+      evaluate.run(study(), workdir)
+    kept = len(list(parts.glob('*/batch-*.json')))
+    assert 0 < kept < 3 and not path.exists()
+    decoded, kill_at = [], None
+    evaluate.run(study(), workdir)
+    assert len(decoded) <= settings * (3 - kept + 1)
+    figures = lambda content: [
+        {name: row[name] for name in ('objective', 'rule', 'alpha', 'accepted_by_position')}
+        for row in rows.read(_written(workdir / 'other.jsonl', content))]
+    assert figures(path.read_bytes()) == figures(whole)
+    assert not list(parts.glob('*'))
+  finally:
+    path.write_bytes(whole)
+
+
 def _written(path, content):
   path.write_bytes(content)
   return path

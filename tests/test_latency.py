@@ -12,6 +12,7 @@ from specdistill_jax import structs
 from specdistill_jax.decoding import engine
 from specdistill_jax.decoding import rules
 from specdistill_jax.decoding import sampling as sampling_lib
+from specdistill_jax.evaluation import batch_files
 from specdistill_jax.evaluation import latency
 from specdistill_jax.evaluation import step_costs
 
@@ -44,8 +45,9 @@ def test_clock_waits_for_the_device():
   assert seconds >= 0.05 and value == {'state': pending}
 
 
-def test_measurements_are_interleaved_and_warm(monkeypatch):
-  """By batch, then by setting, so that noise hits all alike; every kind is compiled before."""
+@pytest.fixture
+def calls(monkeypatch):
+  """What `measure` does, in order: the target alone, a chain by its length, a timing of steps."""
   calls = []
   generation = structs.Generation(np.zeros((1, 1), int), np.ones((1,), int), None)
 
@@ -69,6 +71,11 @@ def test_measurements_are_interleaved_and_warm(monkeypatch):
   monkeypatch.setattr(latency, 'speculative', fake_speculative)
   monkeypatch.setattr(step_costs, 'Clock', FakeClock)
   monkeypatch.setattr(latency, 'CLOCK_EVERY', 2)
+  return calls
+
+
+def test_measurements_are_interleaved_and_warm(calls):
+  """By batch, then by setting, so that noise hits all alike; every kind is compiled before."""
   target = models.tiny(0, num_layers=1)
   chosen = settings(target, dict(a=target, b=target), (2, 3))
   found = latency.measure(target.module, chosen, batches(3), jax.random.key(0), sampling=GREEDY,
@@ -80,6 +87,24 @@ def test_measurements_are_interleaved_and_warm(monkeypatch):
   assert found.alone[0].seconds == 7.0
   assert len(found.alone) == 3 and all(len(runs) == 3 for runs in found.runs.values())
   assert all(len(steps) == 2 for steps in found.steps.values())
+
+
+def test_batches_that_are_kept_are_not_measured_again(calls):
+  target = models.tiny(0, num_layers=1)
+  kept = type('Kept', (dict,), dict(read=dict.get, write=dict.__setitem__))()
+  measure = lambda: latency.measure(
+      target.module, settings(target, dict(a=target), (2,)), batches(3), jax.random.key(0),
+      sampling=GREEDY, max_new_tokens=NEW_TOKENS, kept=kept)
+  whole = measure()
+  del kept[1]
+  calls.clear()
+  again = measure()
+  assert calls == ['alone', 2, 'clock', 'alone', 2]  # warm-up, then the one that is left
+  assert (again.alone[0], again.alone[2]) == (whole.alone[0], whole.alone[2])
+  assert again.steps == whole.steps and len(again.alone) == len(again.runs['a', 2]) == 3
+  calls.clear()
+  measure()
+  assert not calls
 
 
 @pytest.fixture(scope='module')
@@ -117,6 +142,26 @@ def test_times_are_positive_and_steps_shared(measured):
       assert min(step.target, step.draft, step.verify) > 0
   # Both drafts have one shape: one timing serves both.
   assert found.steps['near', 2] == found.steps['far', 2]
+
+
+def test_batches_come_back_from_their_files(measured, tmp_path):
+  found, _ = measured
+  said = {name: dict(seed=index) for index, name in enumerate(found.runs)}
+  files = lambda said: batch_files.BatchFiles(tmp_path / 'parts', said)
+  batch = latency.Batch(found.alone[1], {name: runs[1] for name, runs in found.runs.items()},
+                        {name: steps[0] for name, steps in found.steps.items()})
+  files(said).write(1, batch)
+  back = files(said).read(1)
+  assert jax.tree.map(type, back.alone.generation) == jax.tree.map(type, batch.alone.generation)
+  for ours, theirs in ((back.alone, batch.alone), *((back.runs[name], batch.runs[name])
+                                                    for name in said)):
+    assert (ours.seconds, ours.prefill_seconds) == (theirs.seconds, theirs.prefill_seconds)
+    jax.tree.map(np.testing.assert_array_equal, ours.generation, theirs.generation)
+  assert back.steps == batch.steps
+  assert files(said).read(0) is None
+  first, *_ = said
+  assert list(files({first: said[first]}).read(1).runs) == [first]  # the other has its line
+  assert files(said | {first: dict(seed=7)}).read(1) is None
 
 
 def test_families():

@@ -7,7 +7,7 @@ warm, clocks stop after `block_until_ready`, prefill is left out and kept apart.
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -33,6 +33,22 @@ class Run:
   seconds: float
   prefill_seconds: float
   generation: structs.Generation
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """One batch of prompts, decoded alone and with every setting; `steps` of every few batches."""
+  alone: Run
+  runs: dict[Hashable, Run]
+  steps: dict[Hashable, step_costs.StepSeconds]
+
+
+class Kept(Protocol):
+  """Batches that are safe from a kill, by their number."""
+
+  def read(self, index: int) -> Batch | None: ...
+
+  def write(self, index: int, batch: Batch) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +122,7 @@ def _mean(runs: Sequence[Run]) -> Run:
 def measure(module: Any, settings: Settings,
             batches: Sequence[tuple[np.ndarray, np.ndarray]], key: jax.Array, *,
             sampling: sampling_lib.Sampling, max_new_tokens: int,
+            kept: Kept | None = None,
             progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Measurement:
   """Decodes every batch alone and with every setting, and times single steps in between.
 
@@ -114,11 +131,11 @@ def measure(module: Any, settings: Settings,
     settings: what to compare, by any name.
     batches: (prompts_bt, prompt_lengths_b), all of one shape, so that one compilation serves.
     key: batch i draws from `fold_in(key, i)`, the same in every setting.
-    progress: wraps the loop over batches, for a progress bar.
+    kept: batches of an earlier call, which are not measured again; where new ones go.
+    progress: wraps the loop over those that are left, for a progress bar.
   """
   common = dict(sampling=sampling, max_new_tokens=max_new_tokens)
   clock = step_costs.Clock(module, settings, **common)
-  result = Measurement([], {name: [] for name in settings}, {name: [] for name in settings})
 
   def decode_all(inputs, chosen):
     """The target alone, again before every few settings, and each of the settings."""
@@ -129,16 +146,20 @@ def measure(module: Any, settings: Settings,
       runs[name] = speculative(module, setting, *inputs, **common)
     return _mean(alones), runs
 
-  warm_up = (*batches[0], key)
-  decode_all(warm_up, _compiled_alike(settings))
-  clock(*warm_up)
-  for index in progress(range(len(batches))):
+  found = {index: kept and kept.read(index) for index in range(len(batches))}
+  left = [index for index, batch in found.items() if batch is None]
+  if left:
+    warm_up = (*batches[0], key)
+    decode_all(warm_up, _compiled_alike(settings))
+    clock(*warm_up)
+  for index in progress(left):
     inputs = (*batches[index], jax.random.fold_in(key, index))
-    baseline, runs = decode_all(inputs, settings)
-    steps = clock(*inputs) if index % CLOCK_EVERY == 0 else {}
-    result.alone.append(baseline)
-    for name in settings:
-      result.runs[name].append(runs[name])
-      if name in steps:
-        result.steps[name].append(steps[name])
-  return result
+    found[index] = Batch(*decode_all(inputs, settings),
+                         clock(*inputs) if index % CLOCK_EVERY == 0 else {})
+    if kept is not None:
+      kept.write(index, found[index])
+  return Measurement(
+      [batch.alone for batch in found.values()],
+      {name: [batch.runs[name] for batch in found.values()] for name in settings},
+      {name: [batch.steps[name] for batch in found.values() if name in batch.steps]
+       for name in settings})

@@ -33,6 +33,7 @@ from specdistill_jax.decoding import rules
 from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.decoding import tree_names
 from specdistill_jax.evaluation import acceptance
+from specdistill_jax.evaluation import batch_files
 from specdistill_jax.evaluation import latency
 from specdistill_jax.evaluation import measures
 from specdistill_jax.evaluation import rows
@@ -266,9 +267,11 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
   built = {(index, way): _build(target, drafts[index], way, sampling)
            for index, way in wanted}
   module = api.decoding_module(target, drafts[0].model)  # all drafts of a study are of one kind
+  parts = path.parent / 'evaluate-parts' / f'temperature-{temperature:g}'
   measured = latency.measure(
       module, built, prompts.batches, jax.random.key(config.seed), sampling=sampling,
-      max_new_tokens=settings.max_new_tokens, progress=_track(f'temperature {temperature:g}'))
+      max_new_tokens=settings.max_new_tokens, kept=batch_files.BatchFiles(parts, wanted),
+      progress=_track(f'temperature {temperature:g}'))
   data = path.parent / 'data'
   metric = shards.read_metadata(data, shards.evaluation_split(data))['metric']
   overlaps = {index: _overlaps(target, drafts[index], prompts, measured.alone, sampling)
@@ -282,6 +285,7 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
     workdirs.check_alone(path.parent, 'evaluate')
     # The line of all prompts is the last: where it is, those of the categories are.
     rows.append(path, *lines)
+  storage.remove(parts)
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
