@@ -146,7 +146,7 @@ def measure(module: Any, settings: Settings,
       runs[name] = speculative(module, setting, *inputs, **common)
     return _mean(alones), runs
 
-  found = {index: kept and kept.read(index) for index in range(len(batches))}
+  found = {index: None if kept is None else kept.read(index) for index in range(len(batches))}
   left = [index for index, batch in found.items() if batch is None]
   if left:
     warm_up = (*batches[0], key)
