@@ -46,7 +46,7 @@ def convert(source: str | pathlib.Path, destination: str | pathlib.Path, *,
     raise ValueError(f'destination {destination} is there already; name a new directory')
   mesh = sharding.make_mesh(data=1, fsdp=-1)
   if pretrained.is_ours(source):
-    model = store.load_model(source, mesh)
+    model = store.load_model(source, mesh, weights_dtype=None)
     pretrained.save(model, destination, dtype=dtype, max_shard_bytes=max_shard_bytes)
     kind = 'a Hugging Face directory'
   else:

@@ -274,6 +274,11 @@ def test_convert_there_and_back(pair, tmp_path, capsys):
   model = pretrained.load(ours)
   assert model.vocabulary.encode(SAMPLE) == fast(SAMPLE, add_special_tokens=False)['input_ids']
   assert convert.main(['x', f'--source={ours}', f'--destination={theirs}']) == 2
+  half, back = tmp_path / 'half', tmp_path / 'back'
+  convert.convert(pair / 'target', half, dtype='bfloat16')
+  convert.convert(half, back)
+  assert {tensor.dtype for tensor in hub.transformers.AutoModelForCausalLM.from_pretrained(
+      back, dtype='auto').parameters()} == {hub.torch.bfloat16}
 
 
 class Unmeasured:
@@ -297,7 +302,9 @@ def test_a_study_starts_from_imported_models(pair, tmp_path, monkeypatch):
   config = studies.config(steps=1, warmup_steps=0)
   config.task.update(name='local_files', train_files=(str(tmp_path / 'rows.jsonl'),),
                      max_length=64, validation_fraction=0.4)
-  config.target.update(init_from=str(pair / 'target'))
+  half = pretrained.load(pair / 'target', parameter_dtype='bfloat16')
+  pretrained.save(half, tmp_path / 'half')
+  config.target.update(init_from=str(tmp_path / 'half'))
   config.draft.update(init_from=str(pair / 'draft'))
   config.target.train.steps = 0
   config.distill.update(data_source='fixed', control=False)
@@ -311,10 +318,11 @@ def test_a_study_starts_from_imported_models(pair, tmp_path, monkeypatch):
       '\n'.join(json.loads(line).values()) for line in lines}
   for which in ('target', 'draft'):
     train.run(config, tmp_path, which)
-  source, taken = pretrained.load(pair / 'target'), pretrained.load(tmp_path / 'target')
-  jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(source.module),
+  taken = pretrained.load(tmp_path / 'target', parameter_dtype=None)
+  jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(half.module),
                jax.tree.leaves(taken.module))
-  assert taken.vocabulary.digest == source.vocabulary.digest
+  assert {str(leaf.dtype) for leaf in jax.tree.leaves(taken.module)} == {'bfloat16'}
+  assert taken.vocabulary.digest == half.vocabulary.digest
   before, after = pretrained.load(pair / 'draft'), pretrained.load(tmp_path / 'draft')
   moved = np.abs(before.module.head_vd[...] - after.module.head_vd[...]).max()
   assert 0 < moved < 0.1, 'one step from where it was imported'

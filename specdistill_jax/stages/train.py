@@ -138,7 +138,10 @@ def _run_imported(config, workdir, which, fit) -> None:
   changed = dict(dropout=section.train.dropout, remat=section.train.remat,
                  dtype=section.model.dtype)
   model_config = pretrained.load_config(source, **changed)
-  init = lambda mesh: pretrained.load(source, mesh, layout=section.layout, **changed).module
+  # Masters of what is trained are float32; what is taken as it is keeps its dtype.
+  init = lambda mesh: pretrained.load(
+      source, mesh, layout=section.layout,
+      parameter_dtype='float32' if section.train.steps else None, **changed).module
   made = Run(stage=which, name=which, directory=directory, settings=section.train,
              seed=config.seed, model_config=model_config, data=workdir / 'data', init=init,
              layout=section.layout, hub_config=pretrained.hub_config(source))
