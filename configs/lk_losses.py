@@ -19,7 +19,8 @@ cosine after a warm-up. Not as in the paper: sizes, batch, steps, and the learni
 4e-4, is for 103,000 steps). The vocabulary has 8,192 tokens, all of them the draft's: TVD's failure
 from scratch scales with the vocabulary over the tokens that matter, and a small one hides it.
 
-Cost: an arm of EAGLE-3 takes some four minutes on one CPU core, the study of 21 arms 80.
+Cost: an arm of EAGLE-3 takes some four minutes on one CPU core, the study of 21 arms 80; the
+standalone draft's 25.
 
 Found with EAGLE-3 (docs/results.md; tau at K = 7, gains over forward KL, 95 % intervals): at
 temperature 1 no loss differs from forward KL's 2.47 by more than chance, the hybrid, the fixed
@@ -37,7 +38,15 @@ Found with MTP's module, which begins better, as its head is the target's (likew
 greedy (4.03) the fixed half gains 3.3 % [0.6, 6.3], the hybrid 1.7 % [-3.2, +7.5]; DSpark's mix
 loses 1.6, end-to-end TVD 3.3, -log alpha 6.3, TVD 7.3 %. Of the paper's claims the need for KL
 in the mixture shows in both drafts, when greedy; TVD's collapse from scratch, and the hybrid's gain
-over KL at temperature 1, show in neither. Other drafts: not yet run.
+over KL at temperature 1, show in neither.
+
+Found with the standalone draft on its own samples, which neither paper tried (likewise): no loss
+differs from forward KL's by more than chance at either temperature but end-to-end TVD, -5.8 %
+[-11.3, -0.8] at temperature 1: the hybrid +0.1 % [-5.5, +6.7] greedy and -1.2 % [-8.0, +4.3] at 1,
+-log alpha -1.9 and -0.5, TVD +0.3 and -1.6, DSpark's mix +2.7 [-4.5, +11.0] and -1.6 %. Forward KL
+itself gains 6 % and 18 % over the draft before (3.61 to 3.83, 3.14 to 3.70). A draft that begins
+from cross-entropy already overlaps with 0.7 of the target, which may be why the loss matters little.
+Medusa and the MLP speculator: not run.
 
 Published (LLaMA-3.1-8B, means of MT-bench, HumanEval, GSM8K, over forward KL): EAGLE-3 at
 temperature 1 hybrid +3.8 %, -log alpha +3.3 %, fixed 0.5 +0.7 %, TVD -22 %; at temperature 0
