@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from specdistill_jax import structs
 from specdistill_jax.decoding import sampling as sampling_lib
 from specdistill_jax.decoding import state as state_lib
+from specdistill_jax.drafters import chains
 from specdistill_jax.drafters import feature_config
 
 
@@ -120,8 +121,7 @@ class FeatureDrafter:
     draft: a `tree.TreeDraft`, such as `Bound`.
     gamma: tokens drafted a cycle.
     sampling: the law drafted from, as in `lm.LMDrafter`.
-    min_confidence: a row's draft ends with the first token whose law gave no token as much
-      probability, at temperature 1; 0 always drafts gamma.
+    min_confidence: where a draft ends early, as in `chains.draft`; 0 always drafts gamma.
   """
   draft: Any
   gamma: int = struct.field(pytree_node=False)
@@ -147,22 +147,15 @@ class FeatureDrafter:
   def propose(self, state, key_b):
     key_gb, slots = sampling_lib.split_rows(key_b, self.gamma), state.tokens_bs.shape[1]
     logits_bv, carried_b1d, cache, read_b = self._read_verified(state)
-    if self.min_confidence:
-      tokens_bg, log_probs_bgv, drafted_b = self._while_confident(
-          state, key_gb, logits_bv, carried_b1d, cache)
-    else:
-      tokens, log_probs, drafted_b = [], [], None
-      for index in range(self.gamma):
-        if index:
-          logits_bv, carried_b1d, cache = self._feed(tokens[-1], carried_b1d, cache, slots)
-        token_b, log_probs_bv = self._draw(key_gb[index], logits_bv)
-        tokens.append(token_b)
-        log_probs.append(log_probs_bv)
-      tokens_bg, log_probs_bgv = jnp.stack(tokens, axis=1), jnp.stack(log_probs, axis=1)
+    feed = lambda token_b, carried: self._feed(token_b, *carried, slots)
+    chain = chains.draft(feed, key_gb, logits_bv, (carried_b1d, cache), sampling=self.sampling,
+                         min_confidence=self.min_confidence, done_b=state.done_b)
+    _, cache = chain.carried
     # Drafted pairs lie behind this length: what was read from true features stays.
     kept = state.drafter_state.replace(cache=cache.rollback(read_b))
-    return structs.Proposal(tokens_bg=tokens_bg, log_probs_bgv=log_probs_bgv, drafter_state=kept,
-                            num_drafted_b=drafted_b)
+    return structs.Proposal(
+        tokens_bg=chain.tokens_bg, log_probs_bgv=chain.log_probs_bgv, drafter_state=kept,
+        num_drafted_b=chain.num_drafted_b)
 
   def commit(self, state, proposal, verdict, target_output):
     """Keeps the features of the verified block, of which the next proposal reads what it needs.
@@ -197,41 +190,8 @@ class FeatureDrafter:
     return (logits_bv, at_last(carried_btd), cache.rollback(jnp.maximum(read_b, 1)), read_b)
 
   def _feed(self, token_b, carried_b1d, cache, slots):
-    """A drafted pair: logits `[b, v]` of the next token, what is carried on, and the cache."""
+    """A drafted pair: logits `[b, v]` of the next token; what is carried on, and the cache."""
     positions_bt, mask_bts = state_lib.block_positions(cache.length_b, 1, slots)
     read_b1d, carried_b1d, cache = self.draft.read(token_b[:, None], carried_b1d, positions_bt,
                                                    mask_bts, cache)
-    return self.draft.logits(read_b1d)[:, 0], carried_b1d, cache
-
-  def _while_confident(self, state, key_gb, logits_bv, carried_b1d, cache):
-    """Drafts until no unfinished row goes on; as in `lm.LMDrafter`."""
-    b = state.tokens_bs.shape[0]
-    token_b, log_probs_bv = self._draw(key_gb[0], logits_bv)
-    tokens_gb = jnp.zeros((self.gamma, b), jnp.int32).at[0].set(token_b)
-    log_probs_gbv = jnp.zeros((self.gamma, *log_probs_bv.shape)).at[0].set(log_probs_bv)
-    goes_on_b = ~state.done_b & self._is_confident(logits_bv)
-
-    def body(carry):
-      index, goes_on_b, drafted_b, tokens_gb, log_probs_gbv, carried_b1d, cache = carry
-      logits_bv, carried_b1d, cache = self._feed(tokens_gb[index - 1], carried_b1d, cache,
-                                                 state.tokens_bs.shape[1])
-      token_b, log_probs_bv = self._draw(key_gb[index], logits_bv)
-      return (index + 1, goes_on_b & self._is_confident(logits_bv),
-              drafted_b + goes_on_b.astype(jnp.int32), tokens_gb.at[index].set(token_b),
-              log_probs_gbv.at[index].set(log_probs_bv), carried_b1d, cache)
-
-    _, _, drafted_b, tokens_gb, log_probs_gbv, _, _ = jax.lax.while_loop(
-        lambda carry: (carry[0] < self.gamma) & jnp.any(carry[1]), body,
-        (jnp.int32(1), goes_on_b, jnp.ones((b,), jnp.int32), tokens_gb, log_probs_gbv,
-         carried_b1d, cache))
-    return tokens_gb.T, jnp.swapaxes(log_probs_gbv, 0, 1), drafted_b
-
-  def _is_confident(self, logits_bv):
-    return jnp.max(jax.nn.softmax(logits_bv, axis=-1), axis=-1) >= self.min_confidence
-
-  def _draw(self, key_b, logits_bv):
-    """A token a row, and the law that it was drawn from."""
-    log_probs_bv = sampling_lib.warp(logits_bv, self.sampling)
-    if self.sampling.is_greedy:
-      return jnp.argmax(log_probs_bv, axis=-1).astype(jnp.int32), log_probs_bv
-    return sampling_lib.categorical(key_b, log_probs_bv), log_probs_bv
+    return self.draft.logits(read_b1d)[:, 0], (carried_b1d, cache)
