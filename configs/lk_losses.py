@@ -45,8 +45,8 @@ differs from forward KL's by more than chance at either temperature but end-to-e
 [-11.3, -0.8] at temperature 1: the hybrid +0.1 % [-5.5, +6.7] greedy and -1.2 % [-8.0, +4.3] at 1,
 -log alpha -1.9 and -0.5, TVD +0.3 and -1.6, DSpark's mix +2.7 [-4.5, +11.0] and -1.6 %. Forward KL
 itself gains 6 % and 18 % over the draft before (3.61 to 3.83, 3.14 to 3.70). A draft that begins
-from cross-entropy already overlaps with 0.7 of the target, which may be why the loss matters little.
-Medusa and the MLP speculator: not run.
+from cross-entropy already overlaps with 0.7 of the target, which may be why the loss matters
+little. Medusa and the MLP speculator: not run.
 
 Published (LLaMA-3.1-8B, means of MT-bench, HumanEval, GSM8K, over forward KL): EAGLE-3 at
 temperature 1 hybrid +3.8 %, -log alpha +3.3 %, fixed 0.5 +0.7 %, TVD -22 %; at temperature 0
