@@ -122,6 +122,14 @@ def test_a_tree_needs_tokens_and_a_rule():
   assert "add ('exact', 1.0)" in refused(config)
 
 
+def test_a_plateau_begins_before_its_end():
+  config = common.study('x')
+  config.draft.train.update(schedule='plateau_cosine', steps=300, warmup_steps=150)
+  checks.check(config)
+  config.draft.train.warmup_steps = 151
+  assert 'warmup_steps is 151; under plateau_cosine it must be at most half' in refused(config)
+
+
 def test_models_have_the_fields_of_their_family_and_one_family():
   config = common.study('x')
   config.target.model, config.draft.model = common.t5(), common.t5()

@@ -298,6 +298,9 @@ def _check_train(train: Any, path: str, rows: int) -> None:
   if train.warmup_steps >= train.steps:
     raise ValueError(f'config.{path}.warmup_steps is {train.warmup_steps}; it must be below '
                      f'{path}.steps, {train.steps}')
+  if train.schedule == 'plateau_cosine' and train.warmup_steps > train.steps // 2:
+    raise ValueError(f'config.{path}.warmup_steps is {train.warmup_steps}; under plateau_cosine '
+                     f'it must be at most half of {path}.steps, {train.steps}')
   if train.batch_size % train.accumulation:
     raise ValueError(f'config.{path}.batch_size is {train.batch_size}; it must be a multiple '
                      f'of {path}.accumulation, {train.accumulation}')
