@@ -22,6 +22,7 @@ from specdistill_jax.stages import runs
 from specdistill_jax.stages import workdirs
 from specdistill_jax.training import preemption
 from specdistill_jax.training import profiling
+from specdistill_jax.training import stalls
 from specdistill_jax.training import step as step_lib
 from specdistill_jax.training import writer as writer_lib
 
@@ -38,7 +39,7 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
     preemption.Stopped: asked to stop, and saved.
   """
   settings, ready = run.settings, runs.ready(run, config)
-  with preemption.training(), profiling.run(), store.Store(
+  with preemption.training(), profiling.run(), stalls.watched(), store.Store(
       run.directory, keep=settings.keep_checkpoints) as checkpoints:
     # Restore, or start.
     first = checkpoints.latest_step()
@@ -98,6 +99,7 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
             raise preemption.Stopped(f'{run.name} at step {step}')
           meter.pause()
         profiling.after(step, metrics)
+        stalls.step_ended()
 
 
 Fit = Callable[[Run, ml_collections.ConfigDict, pathlib.Path], None]
