@@ -105,13 +105,13 @@ def _run_stage(stage: str, config: ml_collections.ConfigDict, workdir: pathlib.P
 
 @contextlib.contextmanager
 def _failure_told(workdir: pathlib.Path, stage: str):
-  """An error leaves a trace in the workdir; being stopped, or losing a host, is none."""
+  """An error leaves a trace in the workdir; to be stopped or superseded, or lose a host, none."""
   try:
     yield
   except Exception as error:
-    stopped = importlib.import_module('specdistill_jax.training.preemption').Stopped
-    if processes.is_first() and not isinstance(error, stopped) and not (
-        processes.is_lost_peer(error)):
+    preemption = importlib.import_module('specdistill_jax.training.preemption')
+    no_failure = isinstance(error, (preemption.Stopped, preemption.Superseded))
+    if processes.is_first() and not no_failure and not processes.is_lost_peer(error):
       workdirs.record_failure(workdir, stage, error)
     raise
 

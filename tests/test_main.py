@@ -16,6 +16,7 @@ from configs import common
 from specdistill_jax import main
 from specdistill_jax.stages import workdirs
 from specdistill_jax.training import preemption
+from specdistill_jax.training import preemption
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 QUICKSTART = f'--config={ROOT / "configs" / "quickstart.py"}'
@@ -102,6 +103,22 @@ def test_the_time_of_a_stage_is_that_of_all_its_attempts(tmp_path, monkeypatch):
   assert told(is_killed=False) == dict(stage='prepare', wall_seconds=6.0, attempts=2)
   assert told(is_killed=False) == dict(stage='prepare', wall_seconds=12.0, attempts=4)
   assert told(is_killed=True) == dict(stage='prepare', wall_seconds=None, attempts=6)
+
+
+def test_the_earlier_of_two_launches_stops_and_leaves_no_failure(tmp_path, monkeypatch):
+  """Both have seen the same attempts before: they began at once."""
+  path = workdirs.attempts_path(tmp_path, 'prepare')
+
+  def stage(*_):
+    workdirs.check_alone(tmp_path, 'prepare')  # nobody else as yet
+    workdirs.write_atomically(path, dict(stage='prepare', seconds=[None], launch='other'))
+    workdirs.check_alone(tmp_path, 'prepare')
+
+  monkeypatch.setattr(main, '_run_stage', stage)
+  with pytest.raises(preemption.Superseded, match='another launch has begun'):
+    run(tmp_path, ['prepare'])
+  assert json.loads(path.read_text())['launch'] == 'other'
+  assert not workdirs.failed_path(tmp_path).exists()
 
 
 def test_left_out_sections_have_no_stage(tmp_path, ran):

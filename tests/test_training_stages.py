@@ -298,7 +298,7 @@ def test_of_two_launches_on_a_workdir_the_later_one_goes_on(workdir, monkeypatch
   path, save = workdirs.attempts_path(workdir, 'distill'), store.Store.save
   def saved(*args):
     save(*args)
-    workdirs.write_atomically(path, dict(stage='distill', seconds=[None, None]))
+    workdirs.write_atomically(path, dict(stage='distill', seconds=[None, None], launch='other'))
   monkeypatch.setattr(store.Store, 'save', saved)
   config = studies.config(checkpoint_every=2, eval_every=6, log_every=1)
   config.distill.update(data_source='fixed', control=False)

@@ -23,6 +23,11 @@ def write(step_directory: pathlib.Path, folder: pathlib.Path) -> None:
   (folder / _FILE).write_text(json.dumps(found, indent=0, sort_keys=True))
 
 
+def read(step_directory: pathlib.Path) -> bytes:
+  """The list of digests, as it is written."""
+  return (step_directory / FOLDER / _FILE).read_bytes()
+
+
 def fault(step_directory: pathlib.Path, items: Iterable[str] | None = None) -> str | None:
   """What is wrong with a checkpoint, in a few words; None if its files are as written.
 
@@ -33,7 +38,7 @@ def fault(step_directory: pathlib.Path, items: Iterable[str] | None = None) -> s
   if not folder.exists():
     return 'its list of digests is missing'
   try:
-    listed = json.loads((folder / _FILE).read_text())
+    listed = json.loads(read(step_directory))
   except (OSError, ValueError) as error:
     return f'its list of digests can\'t be read ({error})'
   wanted = {name: digest for name, digest in listed.items()

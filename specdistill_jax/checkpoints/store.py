@@ -248,6 +248,14 @@ def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
                     hub_config=described.get('hub_config'))
 
 
+def weights_digest(directory: pathlib.Path | str) -> str:
+  """What tells the newest checkpoint of `directory` from any other, by its list of digests."""
+  folder = storage.path(directory) / 'checkpoints'
+  step = max((path for path in folder.iterdir() if path.name.isdecimal()),
+             key=lambda path: int(path.name))
+  return f'{step.name}:{hashlib.sha256(digests.read(step)).hexdigest()}'
+
+
 def _newest_params(directory, steps) -> int:
   """The newest step whose parameters are as they were written."""
   for step in sorted(steps, reverse=True):

@@ -47,16 +47,21 @@ from specdistill_jax.stages import workdirs
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SECONDS_A_LINE = 60.0
+_PARTS = 'evaluate-parts'
 
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-  """A draft and how it came to be; `train_steps` are those after the draft's own training."""
+  """A draft and how it came to be.
+
+  `train_steps` are those after the draft's own training, `weights` is `store.weights_digest`.
+  """
   model: base.Model
   objective: str
   data_source: str | None
   train_steps: int
   seed: int
+  weights: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +105,13 @@ def load_drafts(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
   """The undistilled draft, if it has learnt anything, and every arm of the distillation."""
   drafts = []
   if not distill.from_scratch(config):
-    drafts.append(Draft(_load(config, workdir / 'draft', 'draft'), 'none', None, 0, config.seed))
+    drafts.append(Draft(_load(config, workdir / 'draft', 'draft'), 'none', None, 0, config.seed,
+                        store.weights_digest(workdir / 'draft')))
   for name in distill.arm_names(config) if config.distill is not None else ():
     objective, data_source, seed = distill.parse_arm(name)
     drafts.append(Draft(_load(config, workdir / 'distill' / name, 'draft'), objective,
-                        data_source, config.distill.train.steps, seed))
+                        data_source, config.distill.train.steps, seed,
+                        store.weights_digest(workdir / 'distill' / name)))
   return drafts
 
 
@@ -250,6 +257,14 @@ def _lines(wanted, measured, overlaps, prompts, target, metric, samples) -> list
   return list(made.values())
 
 
+class _Parts(batch_files.BatchFiles):
+  """Batches of a temperature, as long as no other launch has gone on with them."""
+
+  def write(self, index: int, batch: latency.Batch) -> None:
+    workdirs.check_alone(self.folder.parent.parent, 'evaluate')
+    super().write(index, batch)
+
+
 def _temperature(config, target, drafts, prompts, temperature, path, common) -> None:
   """Measures the settings of one temperature that have no line yet, and appends their lines."""
   settings = config.evaluate
@@ -267,11 +282,15 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
   built = {(index, way): _build(target, drafts[index], way, sampling)
            for index, way in wanted}
   module = api.decoding_module(target, drafts[0].model)  # all drafts of a study are of one kind
-  parts = path.parent / 'evaluate-parts' / f'temperature-{temperature:g}'
+  target_weights = store.weights_digest(path.parent / 'target')
+  parts = _Parts(path.parent / _PARTS / f'temperature-{temperature:g}', {
+      (index, way): fields | dict(weights=[target_weights, drafts[index].weights])
+      for (index, way), fields in wanted.items()})
   measured = latency.measure(
       module, built, prompts.batches, jax.random.key(config.seed), sampling=sampling,
-      max_new_tokens=settings.max_new_tokens, kept=batch_files.BatchFiles(parts, wanted),
+      max_new_tokens=settings.max_new_tokens, kept=parts,
       progress=_track(f'temperature {temperature:g}'))
+  workdirs.check_alone(path.parent, 'evaluate')
   data = path.parent / 'data'
   metric = shards.read_metadata(data, shards.evaluation_split(data))['metric']
   overlaps = {index: _overlaps(target, drafts[index], prompts, measured.alone, sampling)
@@ -282,10 +301,9 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
               max_new_tokens=settings.max_new_tokens)
   for lines in _lines(wanted, measured, overlaps, prompts, target, metric,
                       settings.bootstrap_samples):
-    workdirs.check_alone(path.parent, 'evaluate')
     # The line of all prompts is the last: where it is, those of the categories are.
+    workdirs.check_alone(path.parent, 'evaluate')
     rows.append(path, *lines)
-  storage.remove(parts)
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -309,3 +327,5 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     for temperature in config.evaluate.temperatures:
       _temperature(config, target, drafts, prompts, temperature, path, common)
       jax.clear_caches()  # programs of another temperature are others, and Linux counts mappings
+  workdirs.check_alone(workdir, 'evaluate')
+  storage.remove(workdir / _PARTS)

@@ -57,7 +57,7 @@ def start(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
                                      jax.random.key(config.seed), layout=layout)
     else:
       target = store.load_config(workdir / 'target')
-      model = pretrained.load(source, mesh, target=target, layout=layout)
+      model = pretrained.load(source, mesh, target=target, layout=layout, parameter_dtype=None)
       made, module = model.config, model.module
       feature_config.check_fits(made, target)
     described = store.read_model_file(workdir / 'target')['vocabulary']

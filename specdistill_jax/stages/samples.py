@@ -4,7 +4,6 @@ They are sampled on all devices and written part by part, so that a run that is 
 goes on after the last whole part.
 """
 
-import collections
 from collections.abc import Iterator, Sequence
 import functools
 import itertools
@@ -72,16 +71,15 @@ def stored(config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: Mesh,
   sample = _sampler(config, data, mesh, model, how) if done < len(pieces) else None
   started, before = time.monotonic(), done * size
   for name in list(pieces)[done:]:
-    rows = sample(pieces[name])
-    workdirs.check_alone(workdir, 'distill')
+    rows = list(sample(pieces[name]))  # all processes share the work; process 0 writes
+    workdirs.check_alone_together(workdir, 'distill')
     if processes.is_first():
       shards.write(parts, name, rows, described)
-    else:
-      collections.deque(rows, maxlen=0)  # its share of the work; process 0 writes
     made = pieces[name].stop
     rate = (made - before) / (time.monotonic() - started)
     processes.say(f'  {made:,} of {count:,} continuations of the {source}, {rate:.3g} a second, '
                   f'{(count - made) / rate / 60:.3g} minutes left')
+  workdirs.check_alone_together(workdir, 'distill')
   if processes.is_first():
     shards.write(directory, 'train', itertools.chain.from_iterable(
         map(functools.partial(shards.rows, parts), pieces)), described)

@@ -37,6 +37,7 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
     FloatingPointError: a loss or gradient that is not finite, with its step.
     store.SaveFailed: a checkpoint was not written.
     preemption.Stopped: asked to stop, and saved.
+    preemption.Superseded: another launch goes on with this run.
   """
   settings, ready = run.settings, runs.ready(run, config)
   with preemption.training(), profiling.run(), stalls.watched(), store.Store(
@@ -84,11 +85,11 @@ def fit(run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
         evaluating = step % settings.eval_every == 0 or step == settings.steps
         saving = step % settings.checkpoint_every == 0 or step == settings.steps
         if evaluating or saving or stopping:
-          workdirs.check_alone(workdir, run.stage)
           figures, late = _fetch(*late, meter, run, workdir), None
           if evaluating:
             figures |= held_out.measure(base.Model(state.params, run.model_config))
             figures |= _rollout_share(ready, state.params, batch, meter)
+          workdirs.check_alone_together(workdir, run.stage)
           if evaluating or saving or step % settings.log_every == 0:
             writer.write(step, seconds_per_step=meter.seconds_per_step, **figures)
             meter.mark()

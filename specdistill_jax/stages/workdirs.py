@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 import contextlib
 import json
-import math
 import os
 import pathlib
+import secrets
 import time
 from typing import Any
 
@@ -15,10 +15,11 @@ from specdistill_jax import processes
 from specdistill_jax import storage
 from specdistill_jax.losses import specs
 from specdistill_jax.stages import places
+from specdistill_jax.training import preemption
 
 SHOWN_DIFFERENCES = 3
 
-_own: dict[pathlib.Path, int] = {}  # file of attempts -> which of them is this launch's, from 1
+_own: dict[pathlib.Path, str] = {}  # file of attempts -> the name of this launch in it
 
 
 def write_atomically(path: pathlib.Path, document: dict[str, Any]) -> None:
@@ -81,38 +82,55 @@ def attempt(workdir: pathlib.Path, stage: str) -> Iterator[None]:
   be entered by one process.
   """
   path, number = attempts_path(workdir, stage), len(attempts(workdir, stage)) + 1
+  _own[path] = secrets.token_hex(8)
 
-  def leave(seconds):  # beside what another launch may have added since
+  def leave(seconds, launch):  # beside what another launch may have added since
     found = attempts(workdir, stage)
     found[number - 1:number] = [seconds]
-    write_atomically(path, dict(stage=stage, seconds=found))
+    write_atomically(path, dict(stage=stage, seconds=found, launch=launch))
 
-  leave(None)  # what stays if it is killed
-  _own[path] = number
+  leave(None, _own[path])  # what stays if it is killed
   started = time.perf_counter()
   try:
     yield
   finally:
-    del _own[path]
     with contextlib.suppress(OSError):  # as in record_failure: another error may be on its way
-      leave(round(time.perf_counter() - started, 3))
+      leave(round(time.perf_counter() - started, 3), _last_launch(path))
+    del _own[path]
+
+
+def _last_launch(path: pathlib.Path) -> str | None:
+  return json.loads(path.read_text(encoding='utf-8')).get('launch') if path.exists() else None
 
 
 def check_alone(workdir: pathlib.Path, stage: str) -> None:
-  """To be called by every process before it adds to what a stage has made.
+  """Before something is added to what a stage has made, by the process that adds it.
 
   Two launches on one workdir would write into each other's files. The later one goes on from what
   the earlier has saved, as after a kill; the earlier one stops here.
 
   Raises:
-    ValueError: another launch has begun this stage since.
+    preemption.Superseded: another launch has begun this stage since.
   """
+  if _is_superseded(workdir, stage):
+    _give_way(workdir, stage)
+
+
+def check_alone_together(workdir: pathlib.Path, stage: str) -> None:
+  """`check_alone` where all processes are at the same place: all of them stop, or none."""
+  if processes.agree('another launch', lambda: _is_superseded(workdir, stage)):
+    _give_way(workdir, stage)
+
+
+def _is_superseded(workdir, stage) -> bool:
   path = attempts_path(workdir, stage)
-  if processes.agree('another launch', lambda: len(attempts(workdir, stage)) > _own.get(
-      path, math.inf)):
-    raise ValueError(f'another launch has begun the stage {stage!r} in {workdir} since this one '
-                     'did; this one stops and leaves the workdir to it: give each launch a '
-                     '--workdir of its own')
+  return path in _own and _last_launch(path) != _own[path]
+
+
+def _give_way(workdir, stage) -> None:
+  raise preemption.Superseded(
+      f'another launch has begun the stage {stage!r} in {workdir} since this one did; this one '
+      'stops and leaves the workdir to it: give each launch a --workdir of its own')
 
 
 def write_done(workdir: pathlib.Path, stage: str) -> None:

@@ -27,6 +27,10 @@ class Stopped(Exception):
   """The run was asked to stop; its state is saved."""
 
 
+class Superseded(ValueError):
+  """Another launch goes on with this run; nothing more is to be written."""
+
+
 class Agreement:
   """The step before which all processes stop, once one of them was asked to.
 

@@ -16,6 +16,7 @@ import tensorboardX
 
 from specdistill_jax import processes
 from specdistill_jax import storage
+from specdistill_jax.training import preemption
 
 METRICS_FILE = 'metrics.jsonl'
 # Outside a terminal: a line so often at least, and no oftener but for evaluations.
@@ -64,11 +65,12 @@ class Writer:
   def __enter__(self) -> 'Writer':
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, kind: type[BaseException] | None, *_) -> None:
     if self._active:
-      self._lines.sync()
       self._events.close()
-      self._open.close()
+      if kind is None or not issubclass(kind, preemption.Superseded):  # a bucket takes whole files
+        self._lines.sync()
+        self._open.close()
       if self._bar is not None:
         self._bar.stop()
 
