@@ -24,7 +24,7 @@ alive() {  # or about to be; a pid of before a reboot is nobody's
   local boot pid shell
   [ -e "$last" ] && [ ! -e "$last/exit" ] || return 1
   if [ ! -e "$last/pid" ]; then [ -n "$(find "$last/" -maxdepth 0 -mmin -1)" ]; return; fi
-  read -r boot pid shell < "$last/pid"
+  read -r boot pid shell < "$last/pid" || return 1
   # Between the program's end and its exit code in writing, the shell that writes it is alive.
   [ "$boot" = "$(boot_id)" ] && [ ! -e "$last/exit" ] \
     && { kill -0 "$pid" || kill -0 "$shell"; } 2>/dev/null

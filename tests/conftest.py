@@ -18,7 +18,7 @@ jaxtyping.install_import_hook(
     ['specdistill_jax.api', 'specdistill_jax.losses'], 'conftest.typechecker')
 
 
-MANY_MAPPINGS = 30_000
+MANY_MAPPINGS = 20_000
 
 
 @pytest.fixture(scope='module', autouse=True)

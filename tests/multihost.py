@@ -20,15 +20,18 @@ _TESTS = pathlib.Path(__file__).resolve().parent
 # count of processes, devices of each, stages
 STUDIES = dict(alone=(1, 4, 'target,draft,distill'), two=(2, 2, 'target,draft,distill'),
                four=(4, 1, 'target'))
-LONG = 'steps=120,checkpoint_every=20,eval_every=120,log_every=1'
+LONG = 'steps=240,checkpoint_every=20,eval_every=240,log_every=1'
 
 
 def start(workdir: pathlib.Path, count: int, devices: int, stages: str,
-          fields: str = 'steps=6') -> list[int]:
-  """Starts the command on `count` processes of `devices` devices each."""
+          fields: str = 'steps=6', heartbeat_seconds: int = 60) -> list[int]:
+  """Starts the command on `count` processes of `devices` devices each.
+
+  A process that a busy machine leaves standing is not to be taken for dead.
+  """
   return [forks.start(workdir / f'output{index}', workdir.with_name('cache'),
                       f'--config={_TESTS / "tiny_config.py"}:{fields}', f'--workdir={workdir}',
-                      f'--stages={stages}', '--heartbeat_seconds=10', *own, devices=devices)
+                      f'--stages={stages}', f'--heartbeat_seconds={heartbeat_seconds}', *own, devices=devices)
           for index, own in enumerate(forks.joined(count))]
 
 
@@ -51,7 +54,7 @@ def signalled(workdir: pathlib.Path, step: int, number: int) -> tuple[list[int],
   Returns:
     How they ended, and the seconds that took.
   """
-  started = start(workdir, 2, 1, 'target', LONG)
+  started = start(workdir, 2, 1, 'target', LONG, heartbeat_seconds=10)
   gone = lambda: any(os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                      for process in started)
   while kills.newest(workdir).get('target', 0) < step and not gone():

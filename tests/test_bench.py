@@ -178,7 +178,7 @@ def test_own_cpu_time_is_counted():
   while time.process_time() < until:
     pass
   busy, own, total = (b - a for a, b in zip(before, machine.cpu_seconds()))
-  assert 0.1 <= own < busy + 0.05 <= total + 0.1
+  assert 0.1 <= own < busy + 0.2 <= total + 0.4  # /proc/stat counts ticks of 10 ms
 
 
 # Rows from rounds.

@@ -50,7 +50,8 @@ def source(name: str) -> nbformat.NotebookNode:
 @pytest.fixture(scope='module')
 def kernel(tmp_path_factory):
   """One for all notebooks: a new one imports everything, which takes ten seconds."""
-  client = nbclient.NotebookClient(nbformat.v4.new_notebook(), timeout=3600, kernel_name='python3')
+  client = nbclient.NotebookClient(nbformat.v4.new_notebook(), timeout=3600, iopub_timeout=300,
+                                 startup_timeout=600, kernel_name='python3')
   with client.setup_kernel(env={
       **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'TF_CPP_MIN_LOG_LEVEL': '3',
       'XLA_FLAGS': compiler.QUICK,

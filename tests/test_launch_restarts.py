@@ -16,7 +16,7 @@ pytestmark = stub.NEEDED
 
 def logs(cloud):
   folder = cloud.repository / 'runs/launch/mine/logs'
-  return {path.name: path.read_text().split()[-1] for path in folder.iterdir()}
+  return {path.name: path.read_text().split()[-1] for path in folder.glob('attempt-*')}
 
 
 def test_logs_of_every_attempt_are_kept(cloud):
@@ -38,8 +38,8 @@ def test_a_log_outlives_its_slice(cloud):
   cloud.tell('mine-w-0', 'hang', 'hang')
   process = cloud.start('tpu_vm.sh', 'up', CONFIG)
   cloud.wait_for_event('study on mine-w-0: hang', file='logs/attempt-1-mine-w-0.log')
-  shutil.rmtree(cloud.root / 'slices/mine/mine')
   cloud.answer('slices/mine/state', 'SUSPENDED')
+  shutil.rmtree(cloud.root / 'slices/mine/mine')
   cloud.wait_for_studies(2)
   cloud.wait_for_event('study on mine-w-0: hang', file='logs/attempt-2-mine-w-0.log')
   os.killpg(process.pid, signal.SIGINT)

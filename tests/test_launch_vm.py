@@ -203,7 +203,7 @@ def test_a_connection_that_breaks_starts_nothing_twice(cloud, faults):
   cloud.answer('ssh_faults', *faults)
   cloud.tell('mine-w-0', 'hang')
   process = cloud.start('tpu_vm.sh', 'run', CONFIG)
-  cloud.wait_for_studies(1)
+  cloud.hanging()
   cloud.wait_for_event('hosts run')
   cloud.end()
   output, _ = process.communicate(timeout=300)

@@ -66,11 +66,11 @@ def test_one_that_is_asked_or_killed_ends_all_and_the_next_run_goes_on(folder, e
   said = output(workdir, 0)
   assert ended['asked'] == [75, 75], said
   assert 'stopped and saved: target at step' in said
-  assert 20 <= ended['stopped'] < 120 and ended['saved'] == {'target': ended['stopped']}
+  assert 20 <= ended['stopped'] < 240 and ended['saved'] == {'target': ended['stopped']}
 
   assert ended['killed'] == [75, -signal.SIGKILL], said
-  assert ended['seconds'] < 60
+  assert ended['seconds'] < 300
   assert 'lost' in said and 'run the same command' in said
 
   assert ended['finished'] == [0], said
-  assert [row['step'] for row in lines(workdir)] == list(range(121))
+  assert [row['step'] for row in lines(workdir)] == list(range(241))

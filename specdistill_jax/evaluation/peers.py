@@ -69,7 +69,7 @@ class Peer:
 
   def __exit__(self, *error):
     self._process.stdin.close()
-    self._process.wait(timeout=60)
+    self._process.wait(timeout=300)
     self._process.stdout.close()
     self._errors.close()
 

@@ -39,7 +39,7 @@ class Cloud:
   def environment(self):
     return dict(
         os.environ, PATH=f'{self.root / "bin"}:{os.environ["PATH"]}', STUB_CLOUD=str(self.root),
-        SPECDISTILL_POLL_SECONDS='0.03', SPECDISTILL_UNEVEN_SECONDS='1',
+        SPECDISTILL_POLL_SECONDS='0.03', SPECDISTILL_UNEVEN_SECONDS='3',
         SPECDISTILL_COPY_SECONDS='2', STUB_HOST='here')
 
   def start(self, script, *arguments):
