@@ -42,8 +42,7 @@ def test_a_log_outlives_its_slice(cloud):
   shutil.rmtree(cloud.root / 'slices/mine/mine')
   cloud.wait_for_studies(2)
   cloud.wait_for_event('study on mine-w-0: hang', file='logs/attempt-2-mine-w-0.log')
-  os.killpg(process.pid, signal.SIGINT)
-  process.communicate(timeout=300)
+  cloud.interrupt(process)
   assert logs(cloud) == {f'attempt-{number}-mine-w-0.log': 'hang' for number in (1, 2)}
 
   shutil.rmtree(cloud.repository / 'runs/launch/mine/logs')

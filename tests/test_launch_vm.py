@@ -217,8 +217,7 @@ def test_interrupted_taken_up_and_stopped(cloud):
   cloud.wait_for_studies(1)
   cloud.wait_for_event('hosts run')
   assert 'another tpu_vm.sh' in cloud.run('tpu_vm.sh', 'up', CONFIG, code=64)
-  os.killpg(process.pid, signal.SIGINT)  # Ctrl-C, which its gcloud gets as well
-  output, _ = process.communicate(timeout=300)
+  output = cloud.interrupt(process)
   assert process.returncode == 130 and 'what runs on the slice goes on' in output
   assert 'running' in cloud.run('tpu_vm.sh', 'status')
 

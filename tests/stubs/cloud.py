@@ -1,5 +1,6 @@
 """The launch scripts in a repository of their own, before a cloud that gcloud.py plays."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -47,6 +48,17 @@ class Cloud:
         [self.repository / 'launch' / script, *arguments], cwd=self.repository, text=True,
         env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL, start_new_session=True)
+
+  def interrupt(self, process):
+    """Ctrl-C, which its gcloud gets as well; again where bash has lost it, and what was printed.
+
+    Bash drops an interrupt where the command that it waits for ends of itself.
+    """
+    for _ in range(15):
+      os.killpg(process.pid, signal.SIGINT)
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.communicate(timeout=20)[0]
+    raise AssertionError('Ctrl-C is not heard')
 
   def run(self, script, *arguments, code=0):
     """Standard output and error of a script, which must end with `code`."""
