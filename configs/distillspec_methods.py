@@ -31,7 +31,7 @@ Published: SeqKD clearly below methods with the teacher's logits, f-Distill and 
 much dearer, since it samples from the target; GKD is the best balance of gain and cost. The
 draft's own score hardly tells its block efficiency. No value could be recovered: all blank.
 
-Ours, the twin (docs/results.md; gains in block efficiency over standard SD at T = 0 and T = 1, 95 %
+Ours: the twin (docs/results.md; gains in block efficiency over standard SD at T = 0 and T = 1, 95 %
 intervals some 6 and 9 points either way): control +4.5 and +9.8 %, SeqKD +7.3 and +6.2, Supervised
 KD +7.3 and +10.8, ImitKD +3.1 and +6.3, f-Distill -3.6 and +14.4, GKD by forward KL +2.6 and +3.7,
 by JSD -3.1 and +9.9, by reverse KL -11.4 and +8.1. So the paper's order does not appear: the
