@@ -31,7 +31,8 @@ def start(workdir: pathlib.Path, count: int, devices: int, stages: str,
   """
   return [forks.start(workdir / f'output{index}', workdir.with_name('cache'),
                       f'--config={_TESTS / "tiny_config.py"}:{fields}', f'--workdir={workdir}',
-                      f'--stages={stages}', f'--heartbeat_seconds={heartbeat_seconds}', *own, devices=devices)
+                      f'--stages={stages}', f'--heartbeat_seconds={heartbeat_seconds}', *own,
+                      devices=devices)
           for index, own in enumerate(forks.joined(count))]
 
 
