@@ -158,9 +158,18 @@ def pareto(made: Lines, path: pathlib.Path) -> None:
 
 
 def scatter(made: Lines, path: pathlib.Path, name: str, xlabel: str) -> None:
-  """Block efficiency against a figure of training, `name` of `Line.training`."""
-  chosen = [line for line in _overall(made) if name in line.training]
-  labels = {id(line): f'{line.about["cell"]}: {line.method}' for line in chosen}
+  """Block efficiency against a figure of training, `name` of `Line.training`.
+
+  A draft that several cells decode is one point, with no cell's name.
+  """
+  alike: dict[tuple[Any, ...], list[paper_tables.Line]] = {}
+  for line in _overall(made):
+    if name in line.training:
+      alike.setdefault((line.method, line.about['temperature'], line.training[name],
+                        line.summary.block_efficiency), []).append(line)
+  chosen = [first for first, *_ in alike.values()]
+  labels = {id(first): first.method if others else f'{first.about["cell"]}: {first.method}'
+            for first, *others in alike.values()}
   with plt.rc_context(tradeoff.STYLE):
     looks = tradeoff.looks_of(labels[id(line)] for line in chosen)
     panels = _by_temperature(chosen)
