@@ -39,8 +39,8 @@ target's logits on fixed rows do as well as anything on the draft's own, and har
 cross-entropy. The problems are drawn from one generator, of which the target has learnt the law:
 fixed rows are as good as its own. What does appear: divergences that let the draft leave modes out
 (TVD, reverse KL, JSD) gain at temperature 1 and lose when greedy; and Fig. 5a's point: at
-temperature 1 drafts of 1.5 and 1.6 nats (reverse KL, TVD) do as well as those of 0.75. At 120 steps,
-and a learning rate of 3e-3, no method gained anything.
+temperature 1 drafts of 1.5 and 1.6 nats (reverse KL, TVD) do as well as those of 0.75. At 120
+steps, and a learning rate of 3e-3, no method gained anything.
 """
 
 import ml_collections
