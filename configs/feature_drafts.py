@@ -58,8 +58,9 @@ certain, as above:
     before distillation      4.10  4.76  4.92       2.74  3.41  2.39
 FSPAD over EAGLE-2 is +0.27 tokens (5.3 % [0.5, 9.9]) when greedy and +0.17 (7.8 % [-4.2, 20.5]) at
 temperature 1: what the paper claims, at its lower end. Here too all of it is feature sampling:
-without it FSPAD is EAGLE within 6 %, and partial alignment adds nothing. EAGLE-3 is further behind
-than on the other text. The standalone draft, which had 300 steps of cross-entropy before, is ahead
+without it FSPAD is EAGLE within 6 %, and partial alignment adds nothing (nor with a smaller target
+and four times the steps: configs/fspad_ablation.py). EAGLE-3 is further behind than on the other
+text. The standalone draft, which had 300 steps of cross-entropy before, is ahead
 of all but FSPAD's dynamic tree when greedy; DistillSpec takes it there: with chains from 4.10 to
 4.67 when greedy, from 2.74 to 3.69 at temperature 1.
 
