@@ -22,6 +22,8 @@ from specdistill_jax.stages import evaluate
 from specdistill_jax.stages import report
 from specdistill_jax.stages import sample_texts
 from specdistill_jax.stages import tree_pictures
+from specdistill_jax.stages import workdirs
+from specdistill_jax.training import preemption
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -185,6 +187,24 @@ def test_batches_outlive_a_kill_within_a_temperature(workdir, monkeypatch):
         for row in rows.read(_written(workdir / 'other.jsonl', content))]
     assert figures(path.read_bytes()) == figures(whole)
     assert not parts.exists()
+  finally:
+    path.write_bytes(whole)
+
+
+def test_an_evaluation_that_another_launch_has_begun_adds_nothing(workdir, monkeypatch):
+  path, speculative = workdir / 'results.jsonl', evaluate.latency.speculative
+  whole = path.read_bytes()
+  path.unlink()
+
+  def begun_elsewhere(*inputs, **how):
+    workdirs.write_atomically(workdirs.attempts_path(workdir, 'evaluate'), dict(
+        stage='evaluate', seconds=[None, None], launch='other'))
+    return speculative(*inputs, **how)
+  monkeypatch.setattr(evaluate.latency, 'speculative', begun_elsewhere)
+  try:
+    with pytest.raises(preemption.Superseded), workdirs.attempt(workdir, 'evaluate'):
+      evaluate.run(study(), workdir)
+    assert not path.exists() and not list(workdir.glob('evaluate-parts/*/*'))
   finally:
     path.write_bytes(whole)
 

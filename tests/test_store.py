@@ -69,6 +69,18 @@ def test_model_is_loaded_without_its_optimizer(tmp_path):
   assert_equal(params, model.module)
 
 
+def test_other_weights_have_another_digest_and_a_damaged_checkpoint_stops_nobody(tmp_path):
+  saved(tmp_path / 'one')
+  store.save_model(tmp_path / 'two', models.tiny(1))
+  one, two = (store.weights_digest(tmp_path / name) for name in ('one', 'two'))
+  assert one != two and one == store.weights_digest(tmp_path / 'one')
+  shutil.copytree(tmp_path / 'one' / 'checkpoints' / '5', tmp_path / 'one' / 'checkpoints' / '7')
+  longer = store.weights_digest(tmp_path / 'one')
+  shutil.rmtree(tmp_path / 'one' / 'checkpoints' / '7' / 'digests')
+  assert longer != one == store.weights_digest(tmp_path / 'one')
+  assert store.load_model(tmp_path / 'one') is not None
+
+
 def test_load_model_can_change_a_field_of_the_config(tmp_path):
   saved(tmp_path)
   assert store.load_model(tmp_path, dropout=0.5).module.config.dropout == 0.5

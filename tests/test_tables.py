@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from specdistill_jax import tables
 from specdistill_jax.evaluation import formats
 from specdistill_jax.evaluation import rows
 from specdistill_jax.evaluation import summary
+from specdistill_jax.evaluation import table_plots
+from specdistill_jax.evaluation import tradeoff
 from specdistill_jax.stages import cells
 from specdistill_jax.stages import config_files
 from specdistill_jax.stages import places
@@ -33,6 +36,20 @@ def workdirs(tmp_path_factory):
   results.write(second, [dict(row, draft='fspad 1x320', draft_parameters=2_600_000)
                          for row in results.tree_study()])
   return [first, second]
+
+
+def test_a_draft_that_several_cells_decode_is_one_point(tmp_path, monkeypatch):
+  def line(cell, method, cross_entropy, block_efficiency):
+    return types.SimpleNamespace(
+        about=dict(cell=cell, temperature=0.0, category=None), method=method,
+        training=dict(cross_entropy=cross_entropy), summary=types.SimpleNamespace(
+            block_efficiency=block_efficiency, block_efficiency_interval=None))
+  shown = []
+  monkeypatch.setattr(tradeoff, 'save', lambda figure, handles, *_, **__: shown.extend(handles))
+  table_plots.scatter([line('a', 'standard SD', 1.0, 2.0), line('a', 'SeqKD', 1.0, 2.5),
+                       line('b', 'standard SD', 1.0, 2.0), line('b', 'SeqKD', 1.0, 2.6)],
+                      tmp_path / 'x.png', 'cross_entropy', 'nats')
+  assert shown == ['standard SD', 'a: SeqKD', 'b: SeqKD']
 
 
 def test_cells_are_those_of_the_summaries(workdirs):

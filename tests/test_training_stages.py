@@ -21,6 +21,7 @@ from specdistill_jax.stages import distill
 from specdistill_jax.stages import samples
 from specdistill_jax.stages import train
 from specdistill_jax.stages import workdirs
+from specdistill_jax.training import preemption
 from specdistill_jax.training import profiling
 from specdistill_jax.training import state as state_lib
 from specdistill_jax.training import step as step_lib
@@ -194,6 +195,27 @@ def test_samples_go_on_after_the_last_whole_part(workdir, monkeypatch):
   assert len(drawn) == 4, 'two batches, one that was killed, and it again'
   for row, expected in zip(shards.rows(found, 'train'), shards.rows(whole, 'train'), strict=True):
     np.testing.assert_array_equal(row.tokens, expected.tokens)
+
+
+def test_samples_that_another_launch_draws_are_left_to_it(workdir, monkeypatch):
+  (workdir / 'data').unlink()
+  studies.write_data(workdir)
+  config = studies.config(steps=3, warmup_steps=0)
+  config.distill.update(data_source='draft_stored', control=False)
+  monkeypatch.setattr(samples, 'BATCHES_A_PART', 1)
+  real, drawn = samples._batch, []
+  def begun_elsewhere(*arguments):
+    drawn.append(0)
+    if len(drawn) == 2:
+      workdirs.write_atomically(workdirs.attempts_path(workdir, 'distill'), dict(
+          stage='distill', seconds=[None, None], launch='other'))
+    return real(*arguments)
+  monkeypatch.setattr(samples, '_batch', begun_elsewhere)
+  with pytest.raises(preemption.Superseded), workdirs.attempt(workdir, 'distill'):
+    samples.stored(config, workdir, sharding.make_mesh(), 'draft',
+                   store.load_model(workdir / 'draft'))
+  assert len(drawn) == 2 and shards.exists(workdir / 'data' / 'draft-parts', 'part-00000')
+  assert len(list((workdir / 'data' / 'draft-parts').glob('*.json'))) == 1
 
 
 def test_models_that_only_decode_need_no_data_to_train_on(trained, tmp_path):

@@ -7,6 +7,7 @@ import time
 import jax
 import pytest
 
+from specdistill_jax.training import preemption
 from specdistill_jax.training import writer
 
 
@@ -74,6 +75,19 @@ def test_lines_of_other_runs_stay(tmp_path):
     out.write(0, loss=1.0)
   written(tmp_path, 1, 2)
   assert steps(tmp_path) == [0, 1, 0, 2]
+
+
+@pytest.mark.parametrize('error, is_put', [(ValueError, True), (preemption.Superseded, False)])
+def test_a_run_that_another_goes_on_with_puts_nothing_over_its_lines(tmp_path, monkeypatch, error,
+                                                                     is_put):
+  """A file in a bucket is put as a whole."""
+  puts = []
+  with pytest.raises(error):
+    with writer.Writer(tmp_path, 'target', 'target', first_step=0, steps=9) as out:
+      monkeypatch.setattr(out._lines, 'sync', lambda: puts.append('lines'))
+      out._open.callback(puts.append, 'events')
+      raise error
+  assert puts == (['lines', 'events'] if is_put else [])
 
 
 def test_a_line_that_is_no_json_is_named(tmp_path):

@@ -23,9 +23,10 @@ def write(step_directory: pathlib.Path, folder: pathlib.Path) -> None:
   (folder / _FILE).write_text(json.dumps(found, indent=0, sort_keys=True))
 
 
-def read(step_directory: pathlib.Path) -> bytes:
-  """The list of digests, as it is written."""
-  return (step_directory / FOLDER / _FILE).read_bytes()
+def read(step_directory: pathlib.Path) -> bytes | None:
+  """The list of digests, as it is written; None if it is missing."""
+  path = step_directory / FOLDER / _FILE
+  return path.read_bytes() if path.exists() else None
 
 
 def fault(step_directory: pathlib.Path, items: Iterable[str] | None = None) -> str | None:
@@ -38,7 +39,7 @@ def fault(step_directory: pathlib.Path, items: Iterable[str] | None = None) -> s
   if not folder.exists():
     return 'its list of digests is missing'
   try:
-    listed = json.loads(read(step_directory))
+    listed = json.loads((folder / _FILE).read_text())
   except (OSError, ValueError) as error:
     return f'its list of digests can\'t be read ({error})'
   wanted = {name: digest for name, digest in listed.items()

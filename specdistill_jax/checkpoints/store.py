@@ -249,11 +249,12 @@ def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
 
 
 def weights_digest(directory: pathlib.Path | str) -> str:
-  """What tells the newest checkpoint of `directory` from any other, by its list of digests."""
-  folder = storage.path(directory) / 'checkpoints'
-  step = max((path for path in folder.iterdir() if path.name.isdecimal()),
-             key=lambda path: int(path.name))
-  return f'{step.name}:{hashlib.sha256(digests.read(step)).hexdigest()}'
+  """What tells the checkpoints of `directory` from any others, by their lists of digests."""
+  found = hashlib.sha256()
+  for step in sorted((storage.path(directory) / 'checkpoints').glob('*')):
+    if step.name.isdecimal() and (listed := digests.read(step)) is not None:
+      found.update(step.name.encode() + listed)
+  return found.hexdigest()
 
 
 def _newest_params(directory, steps) -> int:

@@ -30,10 +30,7 @@ def step(target_fn: structs.TargetFn, state: structs.DecodeState,
   output = target_fn(state_lib.last_tokens(state)[:, None], positions_bt, mask_bts,
                      state.target_cache)
   log_probs_bv = sampling_lib.warp(output.logits_btv[:, 0], sampling)
-  if sampling.is_greedy:
-    token_b = jnp.argmax(log_probs_bv, axis=-1).astype(jnp.int32)
-  else:
-    token_b = sampling_lib.categorical(draw_key_b, log_probs_bv)
+  token_b = sampling_lib.draw(draw_key_b, log_probs_bv, sampling.is_greedy)
   state, _ = state_lib.append(state, token_b[:, None], jnp.ones_like(token_b), eos_id)
   return state.replace(key_b=next_key_b,
                        target_cache=output.cache.rollback(state.lengths_b - 1))

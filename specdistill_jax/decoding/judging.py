@@ -59,13 +59,7 @@ def judge_chain(rule: TokenRule, target_log_probs_btv: jax.Array, proposal: stru
     rejected_bv = rule.refused(next_bv, at_position(proposal.log_probs_bgv, num_accepted_b))
     all_kept_b1 = (num_accepted_b == num_drafted(proposal))[:, None]
     next_bv = jnp.where(all_kept_b1, next_bv, rejected_bv)
-  return structs.Verdict(num_accepted_b, next_token(rule, next_key_b, next_bv))
-
-
-def next_token(rule: TokenRule, key_b: jax.Array, log_probs_bv: jax.Array) -> jax.Array:
-  if rule.greedy:
-    return jnp.argmax(log_probs_bv, axis=-1).astype(jnp.int32)
-  return sampling.categorical(key_b, log_probs_bv)
+  return structs.Verdict(num_accepted_b, sampling.draw(next_key_b, next_bv, rule.greedy))
 
 
 def num_drafted(proposal: structs.Proposal) -> jax.Array:

@@ -129,6 +129,13 @@ def categorical(key_b: jax.Array, log_probs_bv: jax.Array) -> jax.Array:
   return (block_b * width + _invert(within, uniform_b2[:, 1])).astype(jnp.int32)
 
 
+def draw(key_b: jax.Array, log_probs_bv: jax.Array, greedy: bool) -> jax.Array:
+  """A token a row, int32 `[b]`: the best where `greedy`, else one drawn by `categorical`."""
+  if greedy:
+    return jnp.argmax(log_probs_bv, axis=-1).astype(jnp.int32)
+  return categorical(key_b, log_probs_bv)
+
+
 def without_replacement(key_b: jax.Array, log_probs_bv: jax.Array, num: int) -> jax.Array:
   """`num` draws a row, each without the tokens of the earlier ones: int32 `[b, num]`.
 

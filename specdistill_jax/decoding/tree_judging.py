@@ -64,7 +64,7 @@ def judge(rule: judging.TokenRule, law_at: Callable[[jax.Array], jax.Array],
            jnp.zeros((b, proposal.branches.depth + 1), jnp.int32), zero_b, zero_b)
   _, law_bv, _, path_bt, accepted_b, examined_b = jax.lax.while_loop(
       lambda carry: jnp.any(carry[2] > 0), visit, carry)
-  next_b = judging.next_token(rule, next_key_b, law_bv)
+  next_b = sampling_lib.draw(next_key_b, law_bv, rule.greedy)
   return structs.Verdict(accepted_b, next_b), path_bt, examined_b
 
 

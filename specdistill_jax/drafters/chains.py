@@ -83,6 +83,4 @@ def _while_confident(feed, key_gb, logits_bv, carried, sampling, min_confidence,
 def _draw(key_b, logits_bv, sampling) -> tuple[jax.Array, jax.Array]:
   """A token a row, and the law that it was drawn from."""
   log_probs_bv = sampling_lib.warp(logits_bv, sampling)
-  if sampling.is_greedy:
-    return jnp.argmax(log_probs_bv, axis=-1).astype(jnp.int32), log_probs_bv
-  return sampling_lib.categorical(key_b, log_probs_bv), log_probs_bv
+  return sampling_lib.draw(key_b, log_probs_bv, sampling.is_greedy), log_probs_bv

@@ -19,20 +19,17 @@ class BatchFiles:
   """A `latency.Kept` in a folder, as it was when this was made.
 
   A file knows its settings by all that is said of them: what was measured of others is not found.
-
-  Attributes:
-    folder: where the files are.
   """
 
   def __init__(self, folder: pathlib.Path, settings: Mapping[Hashable, Mapping[str, Any]]):
     """`settings`: by the names that `measure` has, what JSON holds of each."""
-    self.folder = folder
+    self._folder = folder
     self._keys = {name: hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
                   for name, said in settings.items()}
     self._there = {path.name for path in folder.glob('batch-*.json')}
 
   def _path(self, index: int) -> pathlib.Path:
-    return self.folder / f'batch-{index:05d}.json'
+    return self._folder / f'batch-{index:05d}.json'
 
   def read(self, index: int) -> latency.Batch | None:
     """A batch that was measured with these settings, perhaps among others; else None."""

@@ -260,8 +260,12 @@ def _lines(wanted, measured, overlaps, prompts, target, metric, samples) -> list
 class _Parts(batch_files.BatchFiles):
   """Batches of a temperature, as long as no other launch has gone on with them."""
 
+  def __init__(self, workdir: pathlib.Path, temperature: float, *settings):
+    super().__init__(workdir / _PARTS / f'temperature-{temperature:g}', *settings)
+    self._workdir = workdir
+
   def write(self, index: int, batch: latency.Batch) -> None:
-    workdirs.check_alone(self.folder.parent.parent, 'evaluate')
+    workdirs.check_alone(self._workdir, 'evaluate')
     super().write(index, batch)
 
 
@@ -283,7 +287,7 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
            for index, way in wanted}
   module = api.decoding_module(target, drafts[0].model)  # all drafts of a study are of one kind
   target_weights = store.weights_digest(path.parent / 'target')
-  parts = _Parts(path.parent / _PARTS / f'temperature-{temperature:g}', {
+  parts = _Parts(path.parent, temperature, {
       (index, way): fields | dict(weights=[target_weights, drafts[index].weights])
       for (index, way), fields in wanted.items()})
   measured = latency.measure(

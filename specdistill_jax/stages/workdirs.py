@@ -70,8 +70,12 @@ def attempts_path(workdir: pathlib.Path, stage: str) -> pathlib.Path:
 
 def attempts(workdir: pathlib.Path, stage: str) -> list[float | None]:
   """Seconds of each attempt at a stage, in order; None: it was killed, and nobody knows."""
-  path = attempts_path(workdir, stage)
-  return json.loads(path.read_text(encoding='utf-8'))['seconds'] if path.exists() else []
+  return _told(attempts_path(workdir, stage))['seconds']
+
+
+def _told(path: pathlib.Path) -> dict[str, Any]:
+  """What a file of attempts says: seconds of each, and the launch that began the last."""
+  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else dict(seconds=[])
 
 
 @contextlib.contextmanager
@@ -81,26 +85,23 @@ def attempt(workdir: pathlib.Path, stage: str) -> Iterator[None]:
   A stage goes on from what earlier attempts have left, so its cost is that of all of them. To
   be entered by one process.
   """
-  path, number = attempts_path(workdir, stage), len(attempts(workdir, stage)) + 1
-  _own[path] = secrets.token_hex(8)
+  path, own = attempts_path(workdir, stage), secrets.token_hex(8)
+  number = len(attempts(workdir, stage))
 
-  def leave(seconds, launch):  # beside what another launch may have added since
-    found = attempts(workdir, stage)
-    found[number - 1:number] = [seconds]
-    write_atomically(path, dict(stage=stage, seconds=found, launch=launch))
+  def leave(seconds, **launch):  # beside what another launch may have said since
+    told = _told(path)
+    told['seconds'][number:number + 1] = [seconds]
+    write_atomically(path, dict(stage=stage) | told | launch)
 
-  leave(None, _own[path])  # what stays if it is killed
+  leave(None, launch=own)  # what stays if it is killed
+  _own[path] = own
   started = time.perf_counter()
   try:
     yield
   finally:
     with contextlib.suppress(OSError):  # as in record_failure: another error may be on its way
-      leave(round(time.perf_counter() - started, 3), _last_launch(path))
+      leave(round(time.perf_counter() - started, 3))
     del _own[path]
-
-
-def _last_launch(path: pathlib.Path) -> str | None:
-  return json.loads(path.read_text(encoding='utf-8')).get('launch') if path.exists() else None
 
 
 def check_alone(workdir: pathlib.Path, stage: str) -> None:
@@ -124,7 +125,7 @@ def check_alone_together(workdir: pathlib.Path, stage: str) -> None:
 
 def _is_superseded(workdir, stage) -> bool:
   path = attempts_path(workdir, stage)
-  return path in _own and _last_launch(path) != _own[path]
+  return path in _own and _told(path).get('launch') != _own[path]
 
 
 def _give_way(workdir, stage) -> None:
