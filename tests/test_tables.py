@@ -273,6 +273,21 @@ def test_speed_of_the_target_alone_is_a_line_to_compare_with(config, tmp_path, c
   assert mine['gain in speed over target alone'] == '+1.50 [+1.50, +1.50]'
 
 
+def test_a_line_that_is_decoded_otherwise_says_how_its_baseline_is(tmp_path, capsys):
+  altered = tmp_path / 'tree.py'
+  altered.write_text(CONFIG.replace("dict(objective='none')", "dict(tree='dynamic')").replace(
+      'gammas=(3,)', "gammas=(3,), trees=('dynamic k2 d2 n4',)"))
+  tree = dict(tree='dynamic k2 d2 n4', gamma=2, draft_sampling='greedy')
+  write(tmp_path / 'cell-0', [line('fixed', 'none', 0, 2.0), line('fixed', 'none', 0, 4.0, **tree)])
+  assert tables.main(['tables', f'--config={altered}', f'--workdir={tmp_path}', '--format=csv',
+                      '--bootstrap_samples=50']) == 0
+  header, *lines = csv.reader(capsys.readouterr().out.splitlines())
+  chain = next(one for one in lines if one[header.index('decoding')] == 'γ=3'
+               and one[header.index('method')] == 'standard SD')
+  over = 'gain in block efficiency over standard SD, tree dynamic k2 d2 n4'
+  assert chain[header.index(over)] == '-2.00 [-2.00, -2.00]'
+
+
 def test_plots_are_drawn(config, tmp_path, capsys):
   fields = dict(quality=40.0, target_quality=50.0, quality_metric='rouge2')
   for number, cell in enumerate(('fixed', 'draft')):

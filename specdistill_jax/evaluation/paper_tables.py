@@ -193,7 +193,9 @@ def with_gains(made: Sequence[Line], baseline: Callable[[str], Mapping[str, Any]
       continue
     gain = summary_lib.compare(line.summary, other.summary, columns, statistic, samples=samples)
     where = '' if other.about['cell'] == line.about['cell'] else f'{other.about["cell"]}: '
-    compared.append(dataclasses.replace(line, gain=gain, baseline=where + other.method))
+    how = shape(other.about)
+    how = f', {how}' if how not in ('', shape(line.about)) else ''
+    compared.append(dataclasses.replace(line, gain=gain, baseline=where + other.method + how))
   return compared
 
 
