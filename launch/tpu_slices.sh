@@ -17,6 +17,18 @@ flags=("$@")
 studies=(pod_llama3_70b pod_lm1b pod_qwen3_32b pod_t5_xl pod_t5_xxl
          pod_feature_vicuna:{7b,33b}-{fspad,eagle3} pod_feature_llama3:{8b,70b}-{fspad,eagle3})
 
+# Of the papers' tables at full scale what no study above has: a training and a decoding program.
+tables=(distillspec_speedup:{gsm8k,wmt14_en_de,cnn_dailymail}=on_policy,speculate
+        distillspec_transfer:xxl=target
+        distillspec_transfer:{bbh_standard,xxl_standard}=speculate
+        distillspec_garden:distil_small=on_policy,speculate
+        distillspec_garden:distil_{base,large,xl}=on_policy
+        distillspec_garden:served_{base,large}=on_policy,speculate
+        fspad_spec_bench:{vicuna_7b,vicuna_33b,llama3_8b,llama3_70b}_eagle=train,speculate
+        fspad_ablation:no_{sampling,alignment}=train,speculate
+        lk_table1:{eagle3,medusa,mlp}=train,speculate
+        lk_table2:llama3_70b_eagle3=train,speculate)
+
 # The tables of a study, CONFIG or CONFIG:ARGUMENT; the last line, a JSON document, goes to
 # $draft.documents.
 compiled() {
@@ -94,6 +106,11 @@ mark = '<!-- tpu_slices -->'
 made = f'{mark}\n{report.summary(documents)}\n{mark}'
 readme.write_text(re.sub(f'{mark}.*{mark}', lambda _: made, readme.read_text(), flags=re.DOTALL))
 SUMMARY
+
+for study in "${tables[@]}"; do
+  printf '\n## %s\n' "${study%=*}" >> "$draft"
+  compiled "${study%=*}" "--programs=${study#*=}"
+done
 
 printf '\n## Growth: as many rows a chip on more chips\n' >> "$draft"
 compiled pod_t5_xl --programs=train --topology=v5e:4x4,v5e:8x8,v5e:16x16 --grow
