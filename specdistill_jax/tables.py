@@ -12,7 +12,8 @@ are pooled over seeds; brackets are 95 % intervals from bootstraps over prompts 
 gains paired by prompt. Overrides that the cells were run with are given here too:
 --config.field=value.
 
-Without --config: a line for each draft and method, a column for each way to decode; plots are bars.
+Without --config: a line for each study, draft and method, a column for each way to decode; plots are
+bars. Where studies have different tasks or targets standard error says so.
 """
 
 from collections.abc import Sequence
@@ -50,34 +51,44 @@ def summaries(workdirs: Sequence[pathlib.Path],
   """
   from specdistill_jax.evaluation import rows as rows_lib
   from specdistill_jax.evaluation import summary as summary_lib  # a misspelt flag needs no NumPy
-  found, notes = [], []
+  found, notes, kinds = [], [], {}
   for workdir in workdirs:
     rows, older = load(workdir)
+    kinds.setdefault((rows[-1]['task'], rows[-1]['target']), workdir)
     notes += rows_lib.older_told(workdir, older)
     for draft, size in {row['draft']: row['draft_parameters'] for row in rows}.items():
       mine = [row for row in rows if row['draft'] == draft]
       found += [(workdir, draft, size, one)
                 for one in summary_lib.summarise(mine, samples=samples)]
+  if len(kinds) > 1:
+    notes.append('These studies have other tasks or targets, so that their figures are not to be '
+                 'compared: ' + '; '.join(f'{workdir}, {task}, {target}' for (task, target), workdir
+                                          in kinds.items()) + '.')
   return found, notes
 
 
 def table(measured: Sequence[tuple[pathlib.Path, str, int, Any]],
           figure: str = 'block_efficiency') -> tuple[list[str], list[list[str]]]:
-  """Header and lines of `summaries`; a cell is empty where a study has no such way to decode."""
+  """Header and lines of `summaries`; a cell is empty where a study has no such way to decode.
+
+  Of several studies each line begins with its own.
+  """
   from specdistill_jax.evaluation import formats  # as above
+  several = len({workdir for workdir, *_ in measured}) > 1
   columns: dict[tuple[Any, ...], None] = {}
   lines: dict[tuple[str, ...], dict[tuple[Any, ...], str]] = {}
-  for _, draft, size, found in measured:
+  for workdir, draft, size, found in measured:
     shape = found.tree if found.is_tree else f'γ={found.gamma}'
     column = (found.temperature, found.is_tree, shape, found.way)
-    line = (draft, f'{size / 1e6:.1f}M', found.method, str(found.num_seeds))
+    line = (*((str(workdir),) if several else ()), draft, f'{size / 1e6:.1f}M', found.method,
+            str(found.num_seeds))
     name = FIGURES[figure]
     columns.setdefault(column)
     lines.setdefault(line, {})[column] = formats.brackets(
         getattr(found, name), getattr(found, f'{name}_interval'))
   ordered = sorted(columns)
   ways = {way for _, is_tree, _, way in ordered if not is_tree}
-  header = ['draft', 'parameters', 'method', 'seeds'] + [
+  header = ['study'] * several + ['draft', 'parameters', 'method', 'seeds'] + [
       f'T={temperature:g}, {shape}' + f', {way}' * (len(ways) > 1 and not is_tree)
       for temperature, is_tree, shape, way in ordered]
   return header, [[*line, *(cells.get(column, '') for column in ordered)]

@@ -16,7 +16,6 @@ from configs import common
 from specdistill_jax import main
 from specdistill_jax.stages import workdirs
 from specdistill_jax.training import preemption
-from specdistill_jax.training import preemption
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 QUICKSTART = f'--config={ROOT / "configs" / "quickstart.py"}'
@@ -52,6 +51,27 @@ def test_stages_run_in_order_once(tmp_path, ran):
   assert ran == WITHOUT_REPORT
   done = json.loads((tmp_path / 'w' / 'done' / 'target.json').read_text())
   assert done['stage'] == 'target' and done['wall_seconds'] >= 0
+
+
+def test_a_slip_that_stopped_the_first_stage_does_not_use_up_its_workdir(tmp_path, monkeypatch):
+  def stage(name, config, workdir):
+    if config.seed == 1:
+      raise ValueError('no such file')
+    (workdir / 'data').mkdir()
+    raise ValueError('half of it')
+
+  monkeypatch.setattr(main, '_run_stage', stage)
+  with pytest.raises(ValueError, match='no such file'):
+    run(tmp_path, seed=1)
+  with pytest.raises(ValueError, match='half of it'):
+    run(tmp_path, seed=2)
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 2
+  with pytest.raises(ValueError, match='seed is 2 there and 3 here; use another workdir'):
+    run(tmp_path, seed=3)
+  (tmp_path / 'data').rmdir()
+  (tmp_path / 'failed.json').unlink()  # killed, or still at it
+  with pytest.raises(ValueError, match='seed is 2 there and 3 here; use another workdir'):
+    run(tmp_path, seed=3)
 
 
 def test_a_config_may_be_named_by_its_path(tmp_path, ran):

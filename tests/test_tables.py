@@ -54,6 +54,8 @@ def test_a_draft_that_several_cells_decode_is_one_point(tmp_path, monkeypatch):
 
 def test_cells_are_those_of_the_summaries(workdirs):
   header, lines = tables.table(tables.summaries(workdirs, samples=50)[0])
+  assert header.pop(0) == 'study'
+  assert [line.pop(0) for line in lines] == [str(workdirs[0])] * 3 + [str(workdirs[1])] * 3
   assert header == ['draft', 'parameters', 'method', 'seeds', 'T=0, γ=3', 'T=0, γ=5', 'T=1, γ=3',
                     'T=1, γ=5', 'T=1, eagle1']
   assert [line[:4] for line in lines] == [
@@ -77,13 +79,31 @@ def test_other_figures_and_formats(workdirs, capsys):
   assert len(rows) == 7 and len({len(row) for row in rows}) == 1
   assert tables.main(['tables', f'--workdir={path}', '--format=latex', few]) == 0
   written = capsys.readouterr().out.splitlines()
-  assert written[0] == r'\begin{tabular}{lllllllll}' and written[2].endswith(r'T=1, eagle1 \\')
+  assert written[0] == r'\begin{tabular}{llllllllll}' and written[2].endswith(r'T=1, eagle1 \\')
   assert r'DistillSpec (forward\_kl, draft)' in written[6]
   assert tables.main(['tables', f'--workdir={path}', few]) == 0
   out, err = capsys.readouterr()
-  assert out.startswith('| draft | parameters | method | seeds | T=0, γ=3 |')
+  assert out.startswith('| study | draft | parameters | method | seeds | T=0, γ=3 |')
   older = len(results.study())
   assert err == f'{workdirs[0]}: {older} rows are of an older configuration and left out.\n'
+
+
+def test_studies_of_one_draft_keep_their_lines(workdirs, tmp_path, capsys):
+  """Nor do figures of other targets pass for figures of one."""
+  other = [dict(row, task='else', block_efficiency=9.0, counts=[
+      [2 * count if name == 'emitted' else count for name, count in zip(rows.COUNTS, prompt)]
+      for prompt in row['counts']]) for row in results.study()]
+  results.write(tmp_path, other)
+  few = ['--bootstrap_samples=20', '--format=csv']
+  def lines(*folders):
+    assert tables.main(['tables', f'--workdir={",".join(map(str, folders))}', *few]) == 0
+    out, err = capsys.readouterr()
+    return list(csv.reader(out.splitlines()))[1:], err
+  (first, _), (second, alone) = lines(workdirs[0]), lines(tmp_path)
+  both, told = lines(tmp_path, workdirs[0])
+  assert [line[1:] for line in both] == second + first and first != second
+  assert 'other tasks or targets' in told and 'other tasks' not in alone
+  assert 'other tasks' not in lines(workdirs[0], workdirs[1])[1]
 
 
 # Tables of papers: a config of two cells, rows whose figures are known.

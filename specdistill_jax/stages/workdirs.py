@@ -171,6 +171,8 @@ def differences(old: Any, new: Any, path: str = '') -> list[str]:
 def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """Makes sure that `workdir` is free, or belongs to this very config; touches nothing.
 
+  It is free as long as what it was begun with has failed before anything was made.
+
   Raises:
     ValueError: it is a file, or holds a study of another config.
     OSError: it is in a bucket that can't be read.
@@ -186,11 +188,16 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   except ValueError as error:
     raise ValueError(f'{path} is not JSON ({error}); use another workdir') from error
   found = differences(stored, to_json(config))
-  if found:
+  if found and not _is_unused(workdir):
     unseen = len(found) - SHOWN_DIFFERENCES
     more = f', and {unseen} more' if unseen > 0 else ''
     raise ValueError(f'{workdir} holds a study of another config: '
                      f'{"; ".join(found[:SHOWN_DIFFERENCES])}{more}; use another workdir')
+
+
+def _is_unused(workdir: pathlib.Path) -> bool:
+  found = {path.name for path in workdir.iterdir()}
+  return 'failed.json' in found and found <= {'failed.json', 'config.json', 'attempts'}
 
 
 def check_writable(workdir: pathlib.Path) -> None:
@@ -237,10 +244,11 @@ def check_room(directory: pathlib.Path, state: Any, keep: int) -> None:
 
 def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """Makes `workdir` and its `config.json`, where they are not there yet, for all processes."""
-  path = workdir / 'config.json'
-  if processes.is_first() and not path.exists():
+  path, document = workdir / 'config.json', to_json(config)
+  if processes.is_first() and (not path.exists() or differences(
+      json.loads(path.read_text(encoding='utf-8')), document)):
     check_writable(workdir)
-    write_atomically(path, to_json(config))
+    write_atomically(path, document)
   processes.meet('workdir')
   if not path.exists():
     raise ValueError(f'process {processes.index()} does not see {path}, which process 0 wrote: '
