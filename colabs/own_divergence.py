@@ -53,8 +53,9 @@ if importlib.util.find_spec('specdistill_jax') is None:
 # %% [markdown]
 # ## Settings
 #
-# If `START` holds a study (`quickstart.ipynb` makes one), its target and draft are taken; else
-# both are trained here first, which takes some minutes more.
+# If `START`, here or in a folder above, holds a study (`quickstart.ipynb` and the README's first
+# command make one), its target and draft are taken; else both are trained here first, which takes
+# some minutes more.
 
 # %% tags=["parameters"]
 WORKDIR = 'runs/own_divergence'
@@ -162,11 +163,14 @@ config.update_from_flattened_dict({
     'distill.objective': '__main__.renyi', 'distill.also': ('forward_kl',),
     'distill.train.steps': DISTILL_STEPS, 'distill.seeds': (0,), 'distill.control': False,
     'evaluate.gammas': GAMMAS, 'evaluate.num_prompts': NUM_PROMPTS})
-done = [pathlib.Path(START) / 'done' / f'{name}.json' for name in ('target', 'draft')]
-if all(path.exists() for path in done):
+here = pathlib.Path.cwd()
+start = next((folder / START for folder in (here, *here.parents) if all(
+    (folder / START / 'done' / f'{name}.json').exists() for name in ('target', 'draft'))), None)
+print(f'from {start}' if start else f'{START} holds no trained models: both are trained here')
+if start:
   config.update_from_flattened_dict({
-      'target.init_from': f'{START}/target', 'target.train.steps': 0,
-      'draft.init_from': f'{START}/draft', 'draft.train.steps': 0})
+      'target.init_from': f'{start}/target', 'target.train.steps': 0,
+      'draft.init_from': f'{start}/draft', 'draft.train.steps': 0})
 config.update_from_flattened_dict(CHANGES)
 seconds = sd.run(config, WORKDIR)
 

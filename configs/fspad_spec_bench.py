@@ -29,10 +29,11 @@ their papers, repositories and Spec-Bench's leaderboard, each with its own set-u
 prefill and drafts for Vicuna 1.3, FSPAD leaves prefill out and drafts for Vicuna 7B 1.5. Of the
 leaderboard other methods (Hydra, Medusa, PLD, Lookahead and more) are left out.
 
-Ours: the twin (docs/results.md): FSPAD generates 0.81 tokens a cycle more than EAGLE-2 at T = 0 (+29.6 %
-[21.6, 37.3]) and 0.19 more at T = 1 (+12.8 % [6.5, 19.9]). EAGLE-1 is behind EAGLE-2 when greedy (-7.7
-% [-13.1, -1.1]) and far before it at T = 1 (2.70 tokens a cycle, 1.49): the dynamic tree holds the
-draft's best tokens and no draws, and of so flat a target (3.8 nats a token) those are seldom drawn.
+Ours: the twin (docs/results.md): FSPAD generates 0.81 tokens a cycle more than EAGLE-2 at T = 0
+(+29.6 % [21.6, 37.3]) and 0.19 more at T = 1 (+12.8 % [6.5, 19.9]). EAGLE-1 is behind EAGLE-2 when
+greedy (-7.7 % [-13.1, -1.1]) and far before it at T = 1 (2.70 tokens a cycle, 1.49): the dynamic
+tree holds the draft's best tokens and no draws, and of so flat a target (3.8 nats a token) those
+are seldom drawn.
 """
 
 import ml_collections

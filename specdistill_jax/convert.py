@@ -54,7 +54,7 @@ def convert(source: str | pathlib.Path, destination: str | pathlib.Path, *,
                             target=target and pretrained.load_config(target))
     store.save_model(destination, model)
     kind = 'a checkpoint of specdistill_jax'
-  return (f'{source} ({model.num_parameters / 1e6:.1f} million parameters) is now {kind}, '
+  return (f'{source} ({model.num_parameters:,} parameters) is now {kind}, '
           f'{destination}')
 
 

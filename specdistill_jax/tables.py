@@ -12,8 +12,8 @@ are pooled over seeds; brackets are 95 % intervals from bootstraps over prompts 
 gains paired by prompt. Overrides that the cells were run with are given here too:
 --config.field=value.
 
-Without --config: a line for each study, draft and method, a column for each way to decode; plots are
-bars. Where studies have different tasks or targets standard error says so.
+Without --config: a line for each study, draft and method, a column for each way to decode; plots
+are bars. Where studies have different tasks or targets standard error says so.
 """
 
 from collections.abc import Sequence
@@ -37,6 +37,8 @@ def load(workdir: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
     ValueError: there is no row.
   """
   from specdistill_jax.evaluation import rows as rows_lib  # as below
+  if not workdir.exists():
+    raise ValueError(f'{workdir} does not exist; give the --workdir of a study that has run')
   found = rows_lib.read(workdir / 'results.jsonl')
   if not found:
     raise ValueError(f'{workdir} has no results.jsonl with rows; run its study first')
@@ -80,7 +82,7 @@ def table(measured: Sequence[tuple[pathlib.Path, str, int, Any]],
   for workdir, draft, size, found in measured:
     shape = found.tree if found.is_tree else f'γ={found.gamma}'
     column = (found.temperature, found.is_tree, shape, found.way)
-    line = (*((str(workdir),) if several else ()), draft, f'{size / 1e6:.1f}M', found.method,
+    line = (*((str(workdir),) if several else ()), draft, _parameters(size), found.method,
             str(found.num_seeds))
     name = FIGURES[figure]
     columns.setdefault(column)
@@ -93,6 +95,10 @@ def table(measured: Sequence[tuple[pathlib.Path, str, int, Any]],
       for temperature, is_tree, shape, way in ordered]
   return header, [[*line, *(cells.get(column, '') for column in ordered)]
                   for line, cells in lines.items()]
+
+
+def _parameters(count: int) -> str:
+  return f'{count / 1e6:.1f}M' if count >= 1e5 else f'{count / 1e3:.0f}k'
 
 
 def bars(measured: Sequence[tuple[pathlib.Path, str, int, Any]], folder: pathlib.Path,

@@ -18,6 +18,7 @@ WRONG = [
     ('distill.objective', 'lk_hybrid,eta=fast', 'eta must be at least 0'),
     ('distill.objective', 'lk_hybrid,beta=1', 'eta, kl_weight'),
     ('distill.objective', 'tvd,kl_weight=0.5', 'of lk_hybrid only'),
+    ('distill.objective', 'jsd,beta=0.3', 'config.distill.beta'),
     ('distill.objective', 'tvd,keep=0.4', "the draft of 'tvd'"),
     ('distill.also', ('forward_kl',), 'already'),
     ('distill.also', ('jsd', 'jsd'), 'without repeated'),

@@ -85,7 +85,7 @@ def test_table_of_legal_fields_is_that_of_the_defaults():
 # Every argument that a file takes; those of tables are in tests/test_paper_configs.py.
 DRAFTS = ('eagle', 'fspad', 'eagle3')
 ARGUMENTS = {
-    'quickstart': ('stdlib_docs', 'arithmetic'), 'lossy': ('fspad',),
+    'quickstart': ('stdlib_docs', 'arithmetic', 'tiny'), 'lossy': ('fspad',),
     'lk_losses': tuple(f'{draft}{more}' for draft in (
         'eagle3', 'mtp', 'medusa', 'mlp', 'standalone') for more in ('', ',more')),
     'feature_drafts': ('standalone', 'eagle', 'fspad', 'fspad_no_sampling', 'fspad_no_alignment',

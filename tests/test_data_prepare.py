@@ -87,6 +87,14 @@ def test_every_pair_is_in_one_split_or_counted(pairs):
   assert metadata['train']['dropped']['empty'] == 1
 
 
+def test_what_is_left_out_is_told_with_the_field_that_would_let_it_in(pairs, tmp_path, caplog):
+  with caplog.at_level('INFO'):
+    prepare.run(pairs[0], tmp_path)
+  told = ' '.join(record.getMessage() for record in caplog.records)
+  assert '1 left out as longer than task.max_length, 48' in told and '1 empty' in told
+  assert 'task.prompt_length' not in told
+
+
 def test_metadata_tells_what_later_stages_need(pairs):
   vocab, rows = load(pairs[1])
   metadata = shards.read_metadata(pairs[1] / 'data', 'train')

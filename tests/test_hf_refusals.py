@@ -56,6 +56,12 @@ def test_no_directory_and_empty_directory(tmp_path):
   assert 'holds no model' in refused(tmp_path)
 
 
+def test_the_workdir_of_a_study_is_no_model(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(dict(study='quickstart', seed=0)))
+  with pytest.raises(ValueError, match=f'workdir of a study.*its models are {tmp_path}/target'):
+    pretrained.load(tmp_path)
+
+
 def test_directory_without_weights(directory):
   (directory / 'model.safetensors').unlink()
   assert 'has no weights' in refused(directory)

@@ -96,8 +96,9 @@ def test_answers_of_a_success(summaries):
   assert 'a loss' not in bought and 'not distinguishable' not in bought
   assert 'against the control' in bought
   assert faster.count(': yes;') == 2
-  assert 'c = 0.10 and v = 1.40' in prediction
-  assert length.count(' is best (') == 6 and 'x at 4*' in length and 'x at 3,' in length
+  assert 'c = 0.10 and v = 1.40' in prediction and 'too far' not in prediction
+  assert length.count(' is best (') == 6 and 'x at 4*; ' in length
+  assert length.count('x by the clock') == 12 and 'x at 3, ' in length
 
 
 def test_answers_of_a_failure_are_honest():
@@ -127,7 +128,7 @@ def test_trees_are_compared_with_the_fastest_chain():
 
 def test_prediction_off_by_half_is_said():
   prediction = answers.write(summaries_of(slowdown=2.0), samples=50)[2]
-  assert 'on average 50 %' in prediction
+  assert 'on average 50 %' in prediction and 'too far to choose by' in prediction
 
 
 def test_report_and_plots(tmp_path, capsys):

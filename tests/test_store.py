@@ -72,8 +72,10 @@ def test_model_is_loaded_without_its_optimizer(tmp_path):
 def test_other_weights_have_another_digest_and_a_damaged_checkpoint_stops_nobody(tmp_path):
   saved(tmp_path / 'one')
   store.save_model(tmp_path / 'two', models.tiny(1))
-  one, two = (store.weights_digest(tmp_path / name) for name in ('one', 'two'))
-  assert one != two and one == store.weights_digest(tmp_path / 'one')
+  store.save_model(tmp_path / 'other two', models.tiny(2))
+  one, two, other = map(store.weights_digest, (
+      tmp_path / 'one', tmp_path / 'two', tmp_path / 'other two'))
+  assert one != two != other and one == store.weights_digest(tmp_path / 'one')
   shutil.copytree(tmp_path / 'one' / 'checkpoints' / '5', tmp_path / 'one' / 'checkpoints' / '7')
   longer = store.weights_digest(tmp_path / 'one')
   shutil.rmtree(tmp_path / 'one' / 'checkpoints' / '7' / 'digests')

@@ -360,7 +360,7 @@ def test_studies_side_by_side_are_drawn_too(workdirs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('arguments, sentence', [
-    ([], '--workdir is missing'), (['--workdir=/nowhere'], '/nowhere has no results.jsonl'),
+    ([], '--workdir is missing'), (['--workdir=/nowhere'], '/nowhere does not exist'),
     (['--workdir=W', '--figure=tau'], 'figure'), (['W'], "'W' is no flag"),
     (['--workdir=W', '--figure=speed'], 'need --config'),
     (['--config=configs/none.py', '--workdir=W'], "'configs/none.py', which is not a file"),

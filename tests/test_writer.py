@@ -124,6 +124,13 @@ def test_lines_are_shown_by_time(tmp_path, clock, capsys, monkeypatch):
   assert 'seconds_per_step' not in (tmp_path / 'metrics.jsonl').read_text()
 
 
+def test_a_wait_for_data_is_shown_where_it_matters(tmp_path, clock, capsys):
+  with writer.Writer(tmp_path, 'target', 'target', first_step=0, steps=2) as out:
+    out.write(1, loss=1.0, data_wait_share=0.002)
+    out.write(2, loss=1.0, data_wait_share=0.127)
+  assert shown(capsys) == {1: 'loss 1', 2: 'loss 1  13% waiting for data'}
+
+
 def test_lines_are_seldom_but_for_evaluations(tmp_path, clock, capsys):
   with writer.Writer(tmp_path, 'target', 'target', first_step=0, steps=30) as out:
     for step in range(1, 31):

@@ -65,8 +65,8 @@ def load(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
     module = key_tables.load(family.table(config), reader, abstract,
                              sharding.parameter_shardings(abstract, mesh, layout),
                              dtype=parameter_dtype)
-  logging.info('read %s, a %s of %.1f million parameters', directory, hub['model_type'],
-               sum(leaf.size for leaf in jax.tree.leaves(module)) / 1e6)
+  logging.info('read %s, a %s of %s parameters', directory, hub['model_type'],
+               f'{sum(leaf.size for leaf in jax.tree.leaves(module)):,}')
   return base.Model(module=module, config=config, vocabulary=vocabulary, hub_config=hub)
 
 
@@ -110,6 +110,9 @@ def _family(hub, directory):
   for module in MODULES:
     if name in module.FAMILIES:
       return module
+  if name is None and 'study' in hub:
+    raise ValueError(f'{directory} is the workdir of a study, not a model; its models are '
+                     f'{directory}/target, {directory}/draft and those in {directory}/distill')
   known = ', '.join(family for module in MODULES for family in module.FAMILIES)
   raise ValueError(f'{directory / CONFIG_FILE}: model_type is {name!r}, which is no family known '
                    f'here; known are {known}')

@@ -9,6 +9,8 @@ from specdistill_jax.evaluation import summary as summary_lib
 
 Summaries = Sequence[summary_lib.Summary]
 
+_FAR = 0.25  # a mean distance from the clock at which a prediction chooses nothing
+
 
 def _range(interval: intervals.Interval | None, scale: float = 1.0, sign: str = '') -> str:
   if interval is None:
@@ -108,9 +110,12 @@ def _prediction(summaries: Summaries) -> str:
   gamma = _middle_gamma(summaries)
   costs = [f'c = {s.cost_ratio:.2f} and v = {s.verify_ratio:.2f} at {_at(s)}'
            for s in summaries if s.gamma == gamma and s.method == summaries[0].method]
-  return (f'Measured speed-ups lie on average {100 * sum(map(abs, off)) / len(off):.0f} % from '
-          f'the predicted ones, at most {100 * off[worst]:+.0f} % ({s.method}, {_at(s)}, '
-          f'γ = {s.gamma}). For γ = {gamma}, {"; ".join(costs)}.')
+  mean = sum(map(abs, off)) / len(off)
+  doubt = (' That is too far to choose by: steps of so small a model, or on so busy a machine, say '
+           'little about whole cycles.') if mean > _FAR else ''
+  return (f'Measured speed-ups lie on average {100 * mean:.0f} % from the predicted ones, at most '
+          f'{100 * off[worst]:+.0f} % ({s.method}, {_at(s)}, γ = {s.gamma}).{doubt} '
+          f'For γ = {gamma}, {"; ".join(costs)}.')
 
 
 def _groups(summaries: Summaries):
@@ -133,12 +138,15 @@ def _draft_length(summaries: Summaries) -> str:
                            {s.gamma: s.verify_ratio for s in group})
     best = advisor.best(points)
     advice = 'the target alone is fastest' if best is None else f'γ = {best.gamma} is best'
-    curve = ', '.join(f'{point.speedup:.2f}x at {point.gamma}{"" if point.verify_measured else "*"}'
-                      for point in points)
+    clock = {s.gamma: s.speedup_measured for s in group}
+    curve = '; '.join(
+        f'{point.speedup:.2f}x at {point.gamma}'
+        + (f', {clock[point.gamma]:.2f}x by the clock' if point.verify_measured else '*')
+        for point in points)
     sentences.append(f'{longest.method} at {_at(longest)}: {advice} ({curve}).')
   return (f'{" ".join(sentences)} Predicted from the acceptance by position of the longest '
-          'draft; a star marks lengths that were not run, where v is interpolated between those '
-          'that were.')
+          'draft, beside what was measured; a star marks lengths that were not run, where v is '
+          'interpolated between those that were.')
 
 
 def _other_ways(summaries: Summaries, headline: Summaries, samples: int) -> list[str]:

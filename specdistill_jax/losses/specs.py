@@ -53,8 +53,9 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     field, equals, value = setting.partition('=')
     if field not in FIELDS or not equals or field in found or name in _PLAIN:
       legal = 'none' if name in _PLAIN else ', '.join(FIELDS)
+      hint = '; jsd is weighted by config.distill.beta' * (field == 'beta')
       raise ValueError(f'objective is {spec!r}, in which {setting!r} is no field; {name} has '
-                       f'{legal}, each once, as in lk_hybrid,eta=10')
+                       f'{legal}, each once, as in lk_hybrid,eta=10{hint}')
     if _OWNERS.get(field, name) != name:
       raise ValueError(f'objective is {spec!r}, but {field} is of {_OWNERS[field]} only')
     try:

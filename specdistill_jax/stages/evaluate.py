@@ -290,6 +290,8 @@ def _temperature(config, target, drafts, prompts, temperature, path, common) -> 
   parts = _Parts(path.parent, temperature, {
       (index, way): fields | dict(weights=[target_weights, drafts[index].weights])
       for (index, way), fields in wanted.items()})
+  processes.say(f'  temperature {temperature:g}: {len(built)} settings on {len(prompts.batches)} '
+                'batches; to compile them may take minutes')
   measured = latency.measure(
       module, built, prompts.batches, jax.random.key(config.seed), sampling=sampling,
       max_new_tokens=settings.max_new_tokens, kept=parts,

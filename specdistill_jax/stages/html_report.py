@@ -88,8 +88,8 @@ def _sample(sample: Mapping[str, Any], colors: Mapping[str, str]) -> str:
   rule = sample['rule'] if sample['lossless'] else (
       f'{sample["rule"]} ε={sample["epsilon"]:.2g}, lossy')
   calls = sample['target_calls']
-  facts = (f'{rule}, {shape}: {count} tokens in {calls} calls of the target, '
-           f'{sum(sample["drafted"])} of them drafted')
+  facts = (f'{rule}, {shape}: {count} tokens, {sum(sample["drafted"])} of them drafted, in {calls} '
+           'calls of the target')
   return (f'<article class="sample" data-prompt="{sample["number"]}" '
           f'data-temperature="{sample["temperature"]:g}">\n'
           f'<h3><span class="swatch" style="background:{colors[method]}"></span>'

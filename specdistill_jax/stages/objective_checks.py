@@ -22,7 +22,7 @@ def objective(value: Any) -> str | None:
       from specdistill_jax.losses import objectives  # JAX, which only such a study wants here
       objectives.from_spec(value)
   except ValueError as error:
-    return f'an objective, with its fields behind commas: {error}'
+    return f'an objective that there is, with its fields behind commas ({error})'
   return None
 
 

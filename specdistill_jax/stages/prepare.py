@@ -34,6 +34,13 @@ from specdistill_jax.stages import token_rows
 
 VOCABULARY_FILE = 'vocabulary.model'
 TOKENIZER_FOLDER = 'tokenizer'
+# Why an example gave no row, or a shorter one, and what would change that.
+_REASONS = dict(
+    too_long='{} left out as longer than task.max_length, {max_length}',
+    too_short='{} pieces left out, of no more tokens than task.prompt_length, {prompt_length}',
+    cut_inputs='{} with a prompt cut to its limit (task.max_inputs)',
+    cut_targets='{} with a completion cut to its limit (task.max_targets)',
+    cut_conversations='{} cut after the last answer within task.max_length, {max_length}')
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
@@ -177,9 +184,11 @@ def _write_split(directory, split: str, rows, metadata: dict[str, Any]) -> None:
         f"row within task.max_length {settings['max_length']} and task.prompt_length "
         f"{settings['prompt_length']} ({dropped} dropped); raise task.max_length.")
   shards.write(directory, split, itertools.chain([first], rows), metadata)
-  logging.info('%s: %d rows of %d examples; dropped or cut %s.', split,
+  told = [_REASONS.get(reason, f'{{}} {reason.replace("_", " ")}').format(n, **settings)
+          for reason, n in dropped.items() if n]
+  logging.info('%s: %d rows of %d examples%s.', split,
                shards.read_metadata(directory, split)['num_rows'], metadata['num_examples'],
-               {reason: n for reason, n in dropped.items() if n} or 'nothing')
+               ''.join(f'; {reason}' for reason in told))
 
 
 def _warn_of_space_symbols(examples: Mapping[str, list[splits.Example]]) -> None:

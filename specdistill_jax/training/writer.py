@@ -21,6 +21,7 @@ from specdistill_jax.training import preemption
 METRICS_FILE = 'metrics.jsonl'
 # Outside a terminal: a line so often at least, and no oftener but for evaluations.
 _MOST_QUIET_SECONDS, _LEAST_QUIET_SECONDS = 60.0, 10.0
+_TOLD_WAIT = 0.01  # of the time, for data
 
 
 class Writer:
@@ -134,8 +135,10 @@ class Writer:
 
   def _show(self, step, seconds_per_step, figures):
     words = [f'{name} {figures[name]:.4g}' for name in (
-        'loss', 'alpha', 'tokens_per_second', 'data_wait_share', 'validation_cross_entropy',
-        'validation_alpha', 'block_efficiency') if figures.get(name) is not None]
+        'loss', 'alpha', 'tokens_per_second', 'validation_cross_entropy', 'validation_alpha',
+        'block_efficiency') if figures.get(name) is not None]
+    if (share := figures.get('data_wait_share') or 0.0) >= _TOLD_WAIT:
+      words.append(f'{share:.0%} waiting for data')
     if seconds_per_step is not None:
       words.append(f'{seconds_per_step:.3g} s a step')
     if (peak := _peak_gib()) is not None:
