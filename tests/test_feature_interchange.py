@@ -1,5 +1,6 @@
 """Feature-level drafts in files: the authors' keys, there and back, and what is refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,11 +10,14 @@ import pytest
 import safetensors.numpy
 
 import drafts
+from configs import common
 from specdistill_jax import convert
+from specdistill_jax import sharding
 from specdistill_jax.checkpoints import hf_drafters
 from specdistill_jax.checkpoints import key_tables
 from specdistill_jax.checkpoints import pretrained
 from specdistill_jax.checkpoints import store
+from specdistill_jax.stages import feature_drafts
 
 # A target whose widths fit transformers' config.json: heads x head width = width.
 TARGET = drafts.target(num_heads=2, num_kv_heads=1, head_dim=8, rope_theta=5e5, norm_eps=1e-5,
@@ -145,6 +149,22 @@ def test_convert_goes_both_ways(tmp_path):
     np.testing.assert_array_equal(back[key], tensor, err_msg=key)
   jax.tree.map(np.testing.assert_array_equal, ours.module, jax.tree.unflatten(
       jax.tree.structure(ours.module), jax.tree.leaves(model.module)))
+
+
+def test_a_draft_that_a_study_takes_keeps_its_dtype(tmp_path):
+  store.save_model(tmp_path / 'w' / 'target', TARGET)
+  model = drafts.tiny('eagle3', TARGET)
+  half = dataclasses.replace(model, module=sharding.matrices_in(model.module, 'bfloat16'))
+  store.save_model(tmp_path / 'half', half)
+  config = common.study('x')
+  config.draft.init_from = str(tmp_path / 'half')
+  feature_drafts.start(config, tmp_path / 'w')
+  taken = store.load_model(tmp_path / 'w' / 'draft', weights_dtype=None)
+  jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(half.module),
+               jax.tree.leaves(taken.module))
+  dtypes = [leaf.dtype for leaf in jax.tree.leaves(half.module)]
+  assert dtypes == [leaf.dtype for leaf in jax.tree.leaves(taken.module)]
+  assert jnp.bfloat16 in dtypes
 
 
 def test_convert_asks_the_target_what_a_file_does_not_say(tmp_path, capsys):
