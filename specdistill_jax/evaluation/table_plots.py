@@ -121,11 +121,15 @@ def _ways(chosen: Lines) -> list[str]:
 def pareto(made: Lines, path: pathlib.Path) -> None:
   """Quality against the time of a token; what nothing beats in both is joined.
 
-  The target alone is a star; lossy points have their rule's shape and their epsilon beside them.
+  The target alone is a star; lossy points have their rule's shape and their epsilon beside them,
+  and all others are then round.
   """
   chosen = [line for line in made if line.summary is not None and line.summary.quality is not None
             and line.about['category'] is None]
-  labels = {id(line): f'{line.about["cell"]}: {line.method}' for line in chosen}
+  several = len({line.about['cell'] for line in chosen}) > 1
+  labels = {id(line): f'{line.about["cell"]}: {line.method}' if several else line.method
+            for line in chosen}
+  lossy = not all(line.summary.lossless for line in chosen)
   with plt.rc_context(tradeoff.STYLE):
     looks = tradeoff.looks_of(labels[id(line)] for line in chosen)
     panels = _by_temperature(chosen)
@@ -139,7 +143,8 @@ def pareto(made: Lines, path: pathlib.Path) -> None:
         at = 1e3 / line.summary.tokens_per_second, line.summary.quality
         places.append(at)
         rule = None if line.summary.lossless else line.about['rule']
-        drawn = axis.scatter(*at, marker='*' if alone else tradeoff.RULES.get(rule, marker),
+        shape = tradeoff.RULES.get(rule, 'o' if lossy else marker)
+        drawn = axis.scatter(*at, marker='*' if alone else shape,
                              s=140 if alone else 46, color=color, zorder=3)
         if rule is None:
           handles[labels[id(line)]] = drawn
