@@ -29,10 +29,11 @@ with its DistillSpec draft. The unit of "relative latency" is not defined; which
 has which size is not known.
 
 Ours: the twin (docs/results.md). At T = 0 the distilled target with its DistillSpec draft decodes
-6.0 [5.1, 7.0] times as fast as the largest model alone, with the same rouge2 (10.6; before distillation
-the same size has 9.5). The distilled target alone is 8.3 [7.5, 9.2] times as fast: a draft slows so
-small a target on a CPU (0.73x). At T = 1 4.7 [4.1, 5.5] times, with a rouge2 of 7.1 against 9.5.
-The DistillSpec draft has longer blocks than the control (4.30 and 3.96 tokens, 3.73 and 3.62).
+6.0 [5.1, 7.0] times as fast as the largest model alone, with the same rouge2 (10.6; before
+distillation the same size has 9.5). The distilled target alone is 8.3 [7.5, 9.2] times as fast: a
+draft slows so small a target on a CPU (0.73x). At T = 1 4.7 [4.1, 5.5] times, with a rouge2 of 7.1
+against 9.5. The DistillSpec draft has longer blocks than the control (4.30 and 3.96 tokens, 3.73
+and 3.62).
 """
 
 import ml_collections
