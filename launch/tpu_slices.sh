@@ -18,16 +18,16 @@ studies=(pod_llama3_70b pod_lm1b pod_qwen3_32b pod_t5_xl pod_t5_xxl
          pod_feature_vicuna:{7b,33b}-{fspad,eagle3} pod_feature_llama3:{8b,70b}-{fspad,eagle3})
 
 # Of the papers' tables at full scale what no study above has: a training and a decoding program.
-tables=(distillspec_speedup:{gsm8k,wmt14_en_de,cnn_dailymail}=on_policy,speculate
-        distillspec_transfer:xxl=target
-        distillspec_transfer:{bbh_standard,xxl_standard}=speculate
-        distillspec_garden:distil_small=on_policy,speculate
-        distillspec_garden:distil_{base,large,xl}=on_policy
-        distillspec_garden:served_{base,large}=on_policy,speculate
-        fspad_spec_bench:{vicuna_7b,vicuna_33b,llama3_8b,llama3_70b}_eagle=train,speculate
-        fspad_ablation:no_{sampling,alignment}=train,speculate
-        lk_table1:{eagle3,medusa,mlp}=train,speculate
-        lk_table2:llama3_70b_eagle3=train,speculate)
+tables=(distillspec_speedup:{gsm8k,wmt14_en_de,cnn_dailymail}'=on_policy,speculate'
+        distillspec_transfer:xxl'=target'
+        distillspec_transfer:{bbh_standard,xxl_standard}'=speculate'
+        distillspec_garden:distil_small'=on_policy,speculate'
+        distillspec_garden:distil_{base,large,xl}'=on_policy'
+        distillspec_garden:served_{base,large}'=on_policy,speculate'
+        fspad_spec_bench:{vicuna_7b,vicuna_33b,llama3_8b,llama3_70b}_eagle'=train,speculate'
+        fspad_ablation:no_{sampling,alignment}'=train,speculate'
+        lk_table1:{eagle3,medusa,mlp}'=train,speculate'
+        lk_table2:llama3_70b_eagle3'=train,speculate')
 
 # The tables of a study, CONFIG or CONFIG:ARGUMENT; the last line, a JSON document, goes to
 # $draft.documents.
