@@ -50,15 +50,18 @@ class Cloud:
         stdin=subprocess.DEVNULL, start_new_session=True)
 
   def interrupt(self, process):
-    """Ctrl-C, which its gcloud gets as well; again where bash has lost it, and what was printed.
+    """Ctrl-C, which its gcloud gets as well; returns what was printed.
 
-    Bash drops an interrupt where the command that it waits for ends of itself.
+    Bash drops an interrupt where the command that it waits for ends of itself, so it is pressed
+    again; at last the terminal is closed, which bash never drops.
     """
-    for _ in range(15):
-      os.killpg(process.pid, signal.SIGINT)
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+      os.killpg(process.pid, number)
       with contextlib.suppress(subprocess.TimeoutExpired):
         return process.communicate(timeout=20)[0]
-    raise AssertionError('Ctrl-C is not heard')
+    left = subprocess.run(['ps', '-s', str(process.pid), '-o', 'pid,ppid,stat,ignored,args'],
+                          capture_output=True, text=True, check=False)
+    raise AssertionError(f'not heard by {process.pid}, {process.poll()}:\n{left.stdout}')
 
   def run(self, script, *arguments, code=0):
     """Standard output and error of a script, which must end with `code`."""
