@@ -56,7 +56,7 @@ Made by `launch/tpu_slices.sh`, from the TPU compiler; nothing was run on a TPU.
 **Programs.** `target`, `train` and `on_policy` are updates; `held_out` decodes held-out prompts and
 `samples` draws stored answers beside what training holds; the others decode. A section without rows
 of `target`, `held_out` or `samples` was compiled before these were programs: that they fit there is
-not known.
+not known. Of a study of the papers' tables the largest program in training and in decoding is here.
 
 **Memory** is the compiler's own figure for one chip: arguments, outputs that reuse none of them,
 temporaries and code. FLOPs, HBM and ICI bytes and collectives are of one chip, loops as often as
