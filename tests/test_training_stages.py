@@ -170,16 +170,22 @@ def test_samples_of_a_model_are_stored_once(workdir, source, model):
     distill.run(config, workdir)
 
 
-def test_samples_go_on_after_the_last_whole_part(workdir, monkeypatch):
+@pytest.fixture
+def drawing(workdir, monkeypatch):
+  """A study whose draft's samples are yet to be drawn, a batch a part."""
   (workdir / 'data').unlink()
   studies.write_data(workdir)
   config = studies.config(steps=3, warmup_steps=0)
   config.distill.update(data_source='draft_stored', control=False)
   monkeypatch.setattr(samples, 'BATCHES_A_PART', 1)
+  return config
+
+
+def test_samples_go_on_after_the_last_whole_part(workdir, drawing, monkeypatch):
   draft, mesh = store.load_model(workdir / 'draft'), sharding.make_mesh()
   (workdir / 'other' / 'data').mkdir(parents=True)
   studies.write_data(workdir / 'other')
-  whole = samples.stored(config, workdir / 'other', mesh, 'draft', draft)
+  whole = samples.stored(drawing, workdir / 'other', mesh, 'draft', draft)
   assert not (workdir / 'other' / 'data' / 'draft-parts').exists()
 
   real, drawn = samples._batch, []
@@ -190,19 +196,14 @@ def test_samples_go_on_after_the_last_whole_part(workdir, monkeypatch):
     return real(*arguments)
   monkeypatch.setattr(samples, '_batch', killed)
   with pytest.raises(KeyboardInterrupt):
-    samples.stored(config, workdir, mesh, 'draft', draft)
-  found = samples.stored(config, workdir, mesh, 'draft', draft)
+    samples.stored(drawing, workdir, mesh, 'draft', draft)
+  found = samples.stored(drawing, workdir, mesh, 'draft', draft)
   assert len(drawn) == 4, 'two batches, one that was killed, and it again'
   for row, expected in zip(shards.rows(found, 'train'), shards.rows(whole, 'train'), strict=True):
     np.testing.assert_array_equal(row.tokens, expected.tokens)
 
 
-def test_samples_that_another_launch_draws_are_left_to_it(workdir, monkeypatch):
-  (workdir / 'data').unlink()
-  studies.write_data(workdir)
-  config = studies.config(steps=3, warmup_steps=0)
-  config.distill.update(data_source='draft_stored', control=False)
-  monkeypatch.setattr(samples, 'BATCHES_A_PART', 1)
+def test_samples_that_another_launch_draws_are_left_to_it(workdir, drawing, monkeypatch):
   real, drawn = samples._batch, []
   def begun_elsewhere(*arguments):
     drawn.append(0)
@@ -212,7 +213,7 @@ def test_samples_that_another_launch_draws_are_left_to_it(workdir, monkeypatch):
     return real(*arguments)
   monkeypatch.setattr(samples, '_batch', begun_elsewhere)
   with pytest.raises(preemption.Superseded), workdirs.attempt(workdir, 'distill'):
-    samples.stored(config, workdir, sharding.make_mesh(), 'draft',
+    samples.stored(drawing, workdir, sharding.make_mesh(), 'draft',
                    store.load_model(workdir / 'draft'))
   assert len(drawn) == 2 and shards.exists(workdir / 'data' / 'draft-parts', 'part-00000')
   assert len(list((workdir / 'data' / 'draft-parts').glob('*.json'))) == 1
