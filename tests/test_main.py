@@ -55,6 +55,7 @@ def test_stages_run_in_order_once(tmp_path, ran):
 
 def test_a_slip_that_stopped_the_first_stage_does_not_use_up_its_workdir(tmp_path, monkeypatch):
   def stage(name, config, workdir):
+    assert not (workdir / 'failed.json').exists(), 'a third launch would take this for free'
     if config.seed == 1:
       raise ValueError('no such file')
     (workdir / 'data').mkdir()

@@ -249,6 +249,7 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       json.loads(path.read_text(encoding='utf-8')), document)):
     check_writable(workdir)
     write_atomically(path, document)
+    forget_failure(workdir)  # of another config; without it, nobody else takes the workdir for free
   processes.meet('workdir')
   if not path.exists():
     raise ValueError(f'process {processes.index()} does not see {path}, which process 0 wrote: '
