@@ -74,7 +74,7 @@ def test_jsd_is_symmetric_at_a_half_and_at_most_log_two():
   np.testing.assert_allclose(divergences.jsd(student, teacher),
                              divergences.jsd(teacher, student), rtol=1e-6)
   far = jnp.array([[[40., 0., 0.]]]), jnp.array([[[0., 40., 0.]]])
-  np.testing.assert_allclose(divergences.jsd(*far), np.log(2), rtol=1e-6)
+  np.testing.assert_allclose(divergences.jsd(*far), np.log(2), rtol=3e-6)  # of terms of 40
   assert np.all(divergences.jsd(logits(2, scale=50.), logits(3, scale=50.)) <= np.log(2) + 1e-6)
 
 

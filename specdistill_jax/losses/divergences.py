@@ -15,6 +15,8 @@ that is infinite by definition (the student forbids what the teacher allows in t
 KL, the other way round in the reverse KL) is +inf, never NaN, and its gradient stays finite.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -62,12 +64,16 @@ def jsd(student_logits: Logits, teacher_logits: TeacherLogits, *, beta: float = 
   if not 0 < beta < 1:
     raise ValueError(f'jsd: beta is {beta}, and must lie strictly between 0 and 1 '
                      '(use forward_kl or reverse_kl for the limits)')
-  student, teacher = map(_finite, _log_probs(student_logits, teacher_logits))
+  student, teacher = _log_probs(student_logits, teacher_logits)
+  # Logarithms of the teacher's and the mixture's ratio to the student. Their own gradients add up
+  # to a multiple of the student's total, which is 1; so they need none.
+  teacher_ratio = jax.lax.stop_gradient(_finite(teacher) - _finite(student))
+  mixture_ratio = jnp.maximum(
+      jnp.log(1 - beta + beta * jnp.exp(jnp.minimum(teacher_ratio, _LIFT))),
+      math.log(beta) + teacher_ratio)
   teacher_part, student_part = beta * jnp.exp(teacher), (1 - beta) * jnp.exp(student)
-  # Without gradient: on the mixture's own it is -(1 - beta) of the student's total, which is 1.
-  mixture = jax.lax.stop_gradient(
-      jnp.log(jnp.maximum(teacher_part + student_part, jnp.finfo(jnp.float32).tiny)))
-  return jnp.sum(teacher_part * (teacher - mixture) + student_part * (student - mixture), axis=-1)
+  return jnp.sum(teacher_part * teacher_ratio - (teacher_part + student_part) * mixture_ratio,
+                 axis=-1)
 
 
 def tvd(student_logits: Logits, teacher_logits: TeacherLogits, *,
@@ -88,15 +94,16 @@ def acceptance_nll(student_logits: Logits, teacher_logits: TeacherLogits, *,
 
   Supports without a common token give +inf with a gradient of zero.
   """
-  log_overlap = jnp.minimum(*_log_probs(student_logits, teacher_logits, teacher_log_norm))
-  # Two sums of one pass, not logsumexp, whose maximum is one more pass over the logits: as it is
-  # (at most 1), and lifted by a constant where it would not be a float32, down to exp(-160).
-  overlap = jnp.sum(jnp.exp(log_overlap), axis=-1)
-  lifted = jnp.sum(jnp.exp(log_overlap + _LIFT), axis=-1)
-  small, disjoint = overlap < 1e-30, lifted == 0
-  value = jnp.where(small, _LIFT - jnp.log(jnp.where(disjoint, 1., lifted)),
-                    -jnp.log(jnp.where(small, 1., overlap)))
-  return jnp.where(disjoint, jnp.inf, value)
+  student, teacher = _log_probs(student_logits, teacher_logits, teacher_log_norm)
+  # A logsumexp would take its maximum in one more pass over the logits. Lifted by a constant, a
+  # float32 holds the overlap down to exp(-160), and the gradient is exact; the value, near one a
+  # difference of large numbers, is that of the overlap as it is.
+  lifted = jnp.sum(jnp.exp(jnp.minimum(student, teacher) + _LIFT), axis=-1)
+  disjoint = lifted == 0
+  value = _LIFT - jnp.log(jnp.where(disjoint, 1., lifted))
+  overlap = jax.lax.stop_gradient(_overlap(student, teacher))
+  plain = jnp.where(overlap < 1e-30, value, -jnp.log(jnp.maximum(overlap, 1e-30)))
+  return jnp.where(disjoint, jnp.inf, value + jax.lax.stop_gradient(plain - value))
 
 
 def lk_hybrid(student_logits: Logits, teacher_logits: TeacherLogits, *, eta: float = 3.0,
@@ -175,7 +182,9 @@ def _kl_and_tvd(student_logits, teacher_logits, teacher_log_norm):
 
 
 def _overlap(student, teacher):
-  return jnp.sum(jnp.exp(jnp.minimum(student, teacher)), axis=-1)
+  # Not the exponential of the smaller logarithm, one more array beside these two, which other parts
+  # of a loss and its gradient need too.
+  return jnp.sum(jnp.minimum(jnp.exp(student), jnp.exp(teacher)), axis=-1)
 
 
 def _finite(log_probs):
