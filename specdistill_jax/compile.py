@@ -54,8 +54,9 @@ def widths(config: ml_collections.ConfigDict) -> structs.Widths:
   if task_checks.is_language_modelling(task):
     return structs.Widths(task.prompt_length, task.max_length - task.prompt_length)
   inputs, targets = sources.lengths(task)
-  new_tokens = next(section.max_new_tokens for section in (
-      config.distill and config.distill.rollout, config.evaluate) if section is not None)
+  decoded = [section.max_new_tokens for section in (
+      config.distill and config.distill.rollout, config.evaluate) if section is not None]
+  new_tokens = decoded[0] if decoded else targets or task.max_length // 2
   prompt = inputs or task.max_length - new_tokens
   return structs.Widths(prompt, targets or task.max_length - prompt)
 

@@ -84,6 +84,7 @@ def test_what_decodes_beside_training_is_a_program_with_all_that_is_held(name, t
 
 
 @pytest.mark.parametrize('name, programs_of_it', [
+    ('distillspec_transfer.py:xxl', ('target',)),
     ('distillspec_transfer.py:bbh_standard', ('target', *programs.DECODING)),
     ('distillspec_garden.py:distil_base', ('target', 'train', 'on_policy', 'held_out')),
     ('lk_table1.py', ('train', 'held_out', 'samples', *programs.DECODING)),
@@ -91,8 +92,12 @@ def test_what_decodes_beside_training_is_a_program_with_all_that_is_held(name, t
     ('pod_feature_llama3.py:70b-eagle3', ('train', *programs.DECODING))])
 def test_a_study_has_the_programs_of_its_stages(name, programs_of_it, monkeypatch, capsys):
   asked = []
-  monkeypatch.setattr(compile_command, 'document', lambda config, *where, **how: asked.append(
-      (where, how)) or dict(fits=True, programs=[], prediction=None, study=config.study))
+  def document(config, *where, **how):
+    found = compile_command.widths(config)
+    assert found.prompt > 0 and found.completion > 0
+    asked.append((where, how))
+    return dict(fits=True, programs=[], prediction=None, study=config.study)
+  monkeypatch.setattr(compile_command, 'document', document)
   monkeypatch.setattr(report, 'table', lambda documents: '')
   assert compile_command.main(['compile', f'--config={CONFIGS}/{name}']) == 0
   ((training, decoding, names), _), = asked
