@@ -93,7 +93,8 @@ class DraftStep:
     read_btd: what the draft's head reads.
     predicted_btd: what the next step carries, and a feature loss holds to `taught_btd`.
     taught_btd: the target's feature of the token that this step reads: its head's law there is
-      what the draft's is compared with. Without gradient.
+      what the draft's is compared with. Without gradient. At place t that of the next step at
+      t - 1 (`chunked.Sliding`).
     mask_bt: float32, 1 where this is to be learnt.
   """
   read_btd: jax.Array

@@ -99,6 +99,40 @@ def test_masked_features_reach_neither_value_nor_gradient(name):
     np.testing.assert_array_equal(found[1]['student_btd'][MASK == 0], 0)
 
 
+def sliding(positions=3):
+  """Arrays of several draft positions, held to laws of the same tokens, and a mask of them."""
+  a, behind = arrays(), lambda x, n: jnp.pad(x, ((0, 0), (0, n)) + ((0, 0),) * (x.ndim - 2))[:, n:]
+  every = lambda x: jnp.stack([behind(x, n) for n in range(positions)], axis=2)
+  return a | dict(student_btd=jax.random.normal(jax.random.key(1), (B, T, positions, D)),
+                  teacher_btd=every(a['teacher_btd'])), every(MASK)
+
+
+@pytest.mark.parametrize('name', ['forward_kl', 'lk_hybrid'])
+@pytest.mark.parametrize('chunk', [None, 3, 9, 12])  # one, three and four of ten places at a time
+def test_a_law_that_several_positions_are_held_to_is_computed_once(name, chunk):
+  objective = objectives.Objective(name)
+  a, mask = sliding()
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def gradient(once, student_vd, student_btd):
+    teacher = head(a['teacher_vd'])
+    def loss(student_vd, student_btd):
+      return chunked.distillation(
+          objective, head(student_vd), student_btd, chunked.Sliding(teacher) if once else teacher,
+          jnp.where(mask[..., None] > 0, a['teacher_btd'], jnp.nan), mask, chunk=chunk).loss
+    return jax.value_and_grad(loss, argnums=(0, 1))(student_vd, student_btd)
+
+  student = a['student_vd'], a['student_btd']
+  found, expected = (gradient(once, *student) for once in (True, False))
+  assert_close(found, expected)
+  assert np.abs(found[1][0]).max() > 1e-3
+  products = lambda once: needed.flops(jax.make_jaxpr(gradient, static_argnums=0)(once, *student), 1)
+  places = {None: [10], 3: 10 * [1], 9: 4 * [3], 12: 3 * [4]}[chunk]
+  spared = sum(3 * n - (n + 2) for n in places) * (
+      2 if name == 'lk_hybrid' and chunk is not None else 1)
+  assert products(False) - products(True) == 2 * spared * B * V * 2 * D
+
+
 def test_loss_of_a_part_is_weighed_by_the_alpha_of_the_whole():
   """The mixture of lk_hybrid was that of the micro-batch."""
   objective, _ = CASES['lk_hybrid']

@@ -90,6 +90,18 @@ def test_the_mlp_speculator_s_states_are_the_paper_s(kind):
                                rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize('kind', [*KINDS, 'eagle3'])
+def test_a_step_is_held_to_what_the_one_before_is_held_to_a_place_further(kind):
+  """So that the losses may compute the target's law of a token once."""
+  steps = unrolled(kind) if kind in KINDS else jax.jit(lambda d, t: d.unroll(t, BATCH))(
+      drafts.tiny(kind, target()).module, target().module)
+  assert len(steps) == POSITIONS
+  for earlier, later in zip(steps, steps[1:]):
+    np.testing.assert_array_equal(later.taught_btd[:, :-1], earlier.taught_btd[:, 1:])
+    assert not np.any(later.taught_btd[:, -1])  # behind the row, where chunks are filled with zeros
+    assert not np.any(later.mask_bt[:, -1])
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_training_s_steps_are_drafting_s(kind):
   """Unrolled at every place = run step by step on the same tokens from that place alone."""

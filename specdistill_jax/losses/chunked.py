@@ -38,6 +38,20 @@ class ByPosition:
     return self.head(features)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sliding:
+  """A head of `[b, t, g, d]` where (t, g) is (t + 1, g - 1) once more: run on each only once.
+
+  The target's law of a token is what every position is compared with that drafts this token.
+  """
+  head: Head
+
+  def __call__(self, features):
+    length, positions = features.shape[1:3]
+    logits = self.head(jnp.concatenate([features[:, :, 0], features[:, -1, 1:]], axis=1))
+    return jnp.stack([logits[:, n:n + length] for n in range(positions)], axis=2)
+
+
 def supervised(objective: objectives.Objective, student_head: Head, features, labels, mask, *,
                chunk: int | None = None,
                over_rows: OverRows = lambda function: function) -> objectives.Totals:
@@ -68,8 +82,8 @@ def distillation(objective: objectives.Objective, student_head: Head, student_fe
   """
   return totals(
       objective, functools.partial(objectives.per_token, objective, restrict=restrict),
-      student_head, student_features, teacher_head, _blank(teacher_features, mask), mask,
-      chunk=chunk, alpha=alpha, over_rows=over_rows, frozen_head=frozen_head)
+      student_head, student_features, teacher_head, teacher_features, mask, chunk=chunk,
+      alpha=alpha, over_rows=over_rows, frozen_head=frozen_head)
 
 
 def logits(head: Head | None, features):
@@ -81,7 +95,7 @@ def logits(head: Head | None, features):
 
 def _taking(head):
   """`head` of `[b, t, g, d]`, or `[b, t, d]`; most take all positions as `[b, t g, d]`."""
-  if isinstance(head, ByPosition):
+  if isinstance(head, (ByPosition, Sliding)):
     return head
   def whole(features):
     flat = features.reshape(features.shape[0], -1, features.shape[-1])

@@ -15,23 +15,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from specdistill_jax import structs
+from specdistill_jax.losses import blocks
 from specdistill_jax.losses import chunked
 from specdistill_jax.losses import divergences
 from specdistill_jax.losses import objectives
 
 Head = Callable[[Any], Any]
-PerToken = Float[Array, 'b t']
 _SMALLEST_MASK = 1e-5  # added to the number of supervised positions, as released
 
 
-def smooth_l1(predicted_btd: Float[Array, 'b t d'], taught_btd: Float[Array, 'b t d']
-              ) -> PerToken:
+def smooth_l1(predicted: Float[Array, '*tokens d'], taught: Float[Array, '*tokens d']
+              ) -> Float[Array, '*tokens']:
   """Huber loss at 1, as PyTorch's SmoothL1Loss, averaged over d. float32.
 
-  0.5 z^2 where |z| < 1, else |z| - 0.5. No gradient reaches `taught_btd`.
+  0.5 z^2 where |z| < 1, else |z| - 0.5. No gradient reaches `taught`.
   """
-  z = jnp.abs(predicted_btd.astype(jnp.float32)
-              - jax.lax.stop_gradient(taught_btd).astype(jnp.float32))
+  z = jnp.abs(predicted.astype(jnp.float32) - jax.lax.stop_gradient(taught).astype(jnp.float32))
   return jnp.mean(jnp.where(z < 1, 0.5 * jnp.square(z), z - 0.5), axis=-1)
 
 
@@ -58,7 +57,7 @@ def feature_loss(objective: objectives.Objective, steps: Sequence[structs.DraftS
 
   Args:
     head: of the student, over its own vocabulary; may be a part of the target's.
-    teacher_head: the target's, over its vocabulary.
+    teacher_head: the target's, over its vocabulary. Both as `chunked` takes them.
     restrict: logits over the target's vocabulary to those over the student's own. A place whose
       most probable token is left out by it counts, but has no loss.
     heads: `chunk`, `over_rows` and `frozen_head` of `chunked.totals`.
@@ -67,26 +66,22 @@ def feature_loss(objective: objectives.Objective, steps: Sequence[structs.DraftS
     Overlaps are of both laws over the target's whole vocabulary.
   """
   objective = dataclasses.replace(objective, normalisation='token')
-  per_token = functools.partial(_per_token, restrict, classification)
-  every = []
-  for k, step in enumerate(steps):
-    visible = lambda x, mask_bt=step.mask_bt: jnp.where(mask_bt[..., None] > 0, x, 0)
-    totals = chunked.totals(objective, per_token, head, step.read_btd, teacher_head,
-                            visible(step.taught_btd), step.mask_bt, **heads)
-    if regression:
-      distance_bt = smooth_l1(visible(step.predicted_btd), visible(step.taught_btd))
-      totals = totals.replace(
-          loss_sum=totals.loss_sum + regression * jnp.sum(distance_bt * step.mask_bt))
-    every.append(totals.replace(loss_sum=decay ** k * totals.loss_sum))
-  joined = lambda name: jnp.concatenate([getattr(totals, name) for totals in every])
-  return every[0].replace(
-      loss_sum=sum(totals.loss_sum for totals in every), overlap_sum_g=joined('overlap_sum_g'),
-      count_g=joined('count_g'), weight=jnp.float32(steps[0].mask_bt.size)
-      if over_all_positions else every[0].weight + _SMALLEST_MASK)
+  stacked = lambda name: jnp.stack([getattr(step, name) for step in steps], axis=2)
+  mask_btg, decay_g = stacked('mask_bt'), blocks.decay_weights(len(steps), decay)
+  totals = chunked.totals(
+      objective, functools.partial(_per_token, restrict, classification * decay_g), head,
+      stacked('read_btd'), teacher_head, stacked('taught_btd'), mask_btg, **heads)
+  if regression:
+    visible = lambda name: jnp.where(mask_btg[..., None] > 0, stacked(name), 0)
+    distance_btg = smooth_l1(visible('predicted_btd'), visible('taught_btd'))
+    totals = totals.replace(
+        loss_sum=totals.loss_sum + regression * jnp.sum(distance_btg * decay_g * mask_btg))
+  return totals.replace(weight=jnp.float32(steps[0].mask_bt.size) if over_all_positions
+                        else totals.weight + _SMALLEST_MASK)
 
 
 def _per_token(restrict, classification, student, whole, mask, alpha):
-  """Loss and overlap of a step by place; `whole` are the target's logits."""
+  """Loss and overlap at each place and step; `whole` are the target's logits."""
   del alpha
   visible = lambda x: jnp.where(mask[..., None] > 0, x, 0)
   student, whole = visible(student), visible(whole)

@@ -42,19 +42,26 @@ def compared(student, teacher, batch: structs.Batch, *, first: int = 0,
   if hasattr(student, 'unroll'):
     steps = student.unroll(teacher, batch, key)
     stacked = lambda name: jnp.stack([getattr(step, name) for step in steps], axis=2)
-    head = lambda read_btd: student.head(read_btd, teacher)
-    if getattr(student, 'head_by_position', False):
-      head = chunked.ByPosition(lambda read_btgd: student.heads(read_btgd, teacher))
+    student_head, teacher_head = heads(student, teacher)
     return dict(
-        student_head=head,
-        student_features=stacked('read_btd'), teacher_head=teacher.logits,
-        teacher_features=stacked('taught_btd'), mask=stacked('mask_bt'),
-        restrict=student.restrict, frozen_head=student.loss_settings.get('frozen_head', False))
+        student_head=student_head, student_features=stacked('read_btd'),
+        teacher_head=teacher_head, teacher_features=stacked('taught_btd'),
+        mask=stacked('mask_bt'), restrict=student.restrict,
+        frozen_head=student.loss_settings.get('frozen_head', False))
   learnt = student.supervise(batch, first=first, dropout_key=key)
   return dict(
       student_head=student.logits, student_features=learnt.features_btd,
       teacher_head=teacher.logits,
       teacher_features=teacher.supervise(batch, first=first).features_btd, mask=learnt.mask_bt)
+
+
+def heads(student, teacher) -> tuple[Any, Any]:
+  """Of a feature-level draft and its target, for the stacked steps of `unroll`."""
+  if getattr(student, 'head_by_position', False):
+    own = chunked.ByPosition(lambda read_btgd: student.heads(read_btgd, teacher))
+  else:
+    own = lambda read_btd: student.head(read_btd, teacher)
+  return own, chunked.Sliding(teacher.logits)
 
 
 def select(found: dict[str, Any], guided: Guided, batch: structs.Batch, *, keep: float,

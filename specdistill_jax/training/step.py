@@ -69,7 +69,7 @@ def losses(objective: objectives.Objective, student, teacher, batch: structs.Bat
     teacher = jax.lax.stop_gradient(teacher)
     return features.feature_loss(
         objective, student.unroll(teacher, batch, dropout_key),
-        lambda read_btd: student.head(read_btd, teacher), teacher.logits, student.restrict,
+        *laws.heads(student, teacher), student.restrict,
         chunk=chunk, over_rows=row_sharding.over_rows, **student.loss_settings)
   if not objective.needs_teacher:
     learnt = student.supervise(batch, first=first, dropout_key=dropout_key)
