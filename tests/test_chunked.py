@@ -126,7 +126,8 @@ def test_a_law_that_several_positions_are_held_to_is_computed_once(name, chunk):
   found, expected = (gradient(once, *student) for once in (True, False))
   assert_close(found, expected)
   assert np.abs(found[1][0]).max() > 1e-3
-  products = lambda once: needed.flops(jax.make_jaxpr(gradient, static_argnums=0)(once, *student), 1)
+  products = lambda once: needed.flops(
+      jax.make_jaxpr(gradient, static_argnums=0)(once, *student), 1)
   places = {None: [10], 3: 10 * [1], 9: 4 * [3], 12: 3 * [4]}[chunk]
   spared = sum(3 * n - (n + 2) for n in places) * (
       2 if name == 'lk_hybrid' and chunk is not None else 1)
