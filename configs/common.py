@@ -49,7 +49,8 @@ def task() -> ml_collections.ConfigDict:
       prompt_length=16,        # language modelling: leading tokens that serve as a prompt
       max_examples=_optional(int),   # of the training split; None: all
       validation_fraction=0.05,      # of the documents, where the task has no own split
-      max_inputs=_optional(int),     # tokens of a prompt, the rest is cut; None: the paper's
+      max_inputs=_optional(int),     # tokens of a prompt, the rest is cut; None: the paper's.
+                                     #   Of a chat, before the answer that its row ends with
       max_targets=_optional(int),    # tokens of a completion, the rest is cut; None: the paper's
       data_dir=_optional(str),       # folder or bucket of the TFDS data sets, or of bbh's files
       vocabulary=_optional(str),     # a SentencePiece model; None: trained on the training split
@@ -366,15 +367,21 @@ def lk_pod(name: str, target: str, draft: str) -> ml_collections.ConfigDict:
   """
   config = feature_pod(name, target, draft)
   config.task.update(max_examples=None, train_files=('{bucket}/infinity_instruct_0625.jsonl',),
+                     # With what is sampled after it a row has max_length tokens.
+                     max_inputs=config.task.max_length - config.distill.rollout.max_new_tokens,
                      prompt_files=tuple(f'{{bucket}}/{name}/question.jsonl'
                                         for name in ('mt_bench', 'human_eval', 'gsm8k')))
   config.target.init_from = f'{{bucket}}/models/{_LK_TARGETS[target]}'
   config.target.model.update(rope_scaling='llama3', rope_factor=8.0)
   config.draft.model['positions' if draft in ('medusa', 'mlp') else 'unrolled_steps'] = 6
   config.distill.update(objective='forward_kl', data_source='target', normalisation='token')
+  if draft == 'mlp':  # embeddings and heads of 4 GB in float32: split by vocabulary
+    config.draft.model.tied = True
+    config.mesh.update(fsdp=1, tensor=-1)
   config.distill.train.update(
-      steps=103_125, batch_size=64, learning_rate=4e-4, schedule='cosine', warmup_steps=100,
-      final_fraction=0.0, clip_norm=0.5, clip_value=None, weight_decay=0.0, remat='full')
+      steps=103_125, batch_size=64, accumulation=8, learning_rate=4e-4, schedule='cosine',
+      warmup_steps=100, final_fraction=0.0, clip_norm=0.5, clip_value=None, weight_decay=0.0,
+      remat='full')
   config.evaluate.update(gammas=(6 if draft in ('medusa', 'mlp') else 7,), trees=(),
                          num_prompts=None)
   return config
@@ -539,6 +546,9 @@ def sweep_on_one_target(arg: str, cells: dict, study) -> list:
   names = cells[scale_of(arg, cells)]
   shared = {name: dict(target=(names[0], 'target')) for name in names[1:]} if arg else {}
   return sweep({name: study(arg, name) for name in names}, shared)
+
+
+MEAN = 'mean of categories'  # the category of a line in which each of them has as much weight
 
 
 def published(figure: str, source: str, trust: str, columns: tuple, lines: tuple) -> tuple:

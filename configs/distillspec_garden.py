@@ -79,6 +79,7 @@ _TWINS = {'small': dict(num_layers=1, width=96, num_heads=2, num_kv_heads=2, hea
 
 def _full(name: str, target: str, draft: str) -> ml_collections.ConfigDict:
   config = common.distillspec_t5(name, 'xsum', target, draft)
+  config.evaluate.topology = 'v4:1x1x1'  # the largest model needs it, and times are compared
   if draft in ('large', 'xl'):  # its state beside an 11B teacher: over all chips
     config.mesh.update(data=1, fsdp=-1)
     config.target.layout = config.draft.layout = 'sharded'

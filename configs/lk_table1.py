@@ -13,7 +13,8 @@ is what all are compared with.
 Full scale: 10 epochs of 660,000 answers of the target to Infinity-Instruct's prompts, lr 4e-4, 64
 rows a step, cosine, clip 0.5, v5e:2x4 (docs/full_scale.md). Ours, since they are not stated: row
 length (2,048), tokens of an answer (512), a last learning rate of 0, no weight decay, the MLP's
-inner width (the target's), Medusa's own heads, and that the last answer of a conversation is
+inner width (the target's) and that its positions share weights (tied, or they would not fit),
+Medusa's own heads, and that the last answer of a conversation is
 written anew. What is decoded is the paper's, MT-bench, HumanEval and GSM8K as a whole, but for
 MT-bench's later questions (docs/full_scale.md). The twin has a target of 1.3M, a vocabulary of
 4,096, chains of 5 (4), and held-out text for prompts. configs/lk_losses.py has these losses with
@@ -66,7 +67,7 @@ PUBLISHED = common.published(
     'block efficiency', 'LK losses, Table 1', 'paper', _COLUMNS, _LINES
 ) + common.published(
     'block efficiency, mean of three', 'LK losses, Table 1', 'derived',
-    (dict(temperature=0.0), dict(temperature=1.0)),
+    tuple(dict(temperature=temperature, category=common.MEAN) for temperature in (0.0, 1.0)),
     tuple((about, (round(sum(values[:3]) / 3, 2), round(sum(values[3:]) / 3, 2)))
           for about, values in _LINES))
 

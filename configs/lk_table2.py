@@ -36,7 +36,7 @@ CELLS = {
               'llama3_70b_eagle3'),
 }
 PLOTS = ('bars',)
-_COLUMNS = (dict(temperature=0.0), dict(temperature=1.0))
+_COLUMNS = tuple(dict(temperature=temperature, category=common.MEAN) for temperature in (0.0, 1.0))
 _MEANS = {  # forward KL at T = 0 and 1, the hybrid likewise
     'llama3_8b_eagle3': (4.36, 3.86, 4.43, 4.01), 'llama3_70b_eagle3': (4.78, 4.50, 4.81, 4.66),
     'gpt_oss_20b_eagle3': (3.46, 3.17, 3.49, 3.29), 'gpt_oss_120b_eagle3': (2.76, 2.46, 2.81, 2.65),

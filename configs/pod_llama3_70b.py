@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = common.study('pod_llama3_70b')
   config.topology = 'v5e:8x8'
   config.mesh.update(data=1, fsdp=-1, tensor=4)
-  config.task.update(name='conversations', vocab_size=128_256, max_length=1024,
+  config.task.update(name='conversations', vocab_size=128_256, max_length=1024, max_inputs=768,
                      chat_template='llama-3', train_files=('{bucket}/chats.jsonl',))
   config.target.init_from = '{bucket}/models/llama3_1_70b'
   config.draft.init_from = '{bucket}/models/llama3_2_1b'
@@ -45,6 +45,8 @@ def get_config() -> ml_collections.ConfigDict:
       tie_embeddings=True))
 
   config.distill.rollout.max_new_tokens = 256
+  # Decoding beside training would gather the teacher: 35 GB a chip.
+  config.distill.rollout.tensor = 0
   config.distill.train.update(
       steps=10_000, batch_size=64, learning_rate=1e-4, warmup_steps=500,
       weights_dtype='bfloat16', remat='full', head_chunk=512, eval_every=1_000,

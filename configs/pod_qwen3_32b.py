@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = common.study('pod_qwen3_32b')
   config.topology = 'v4:2x2x4'
   config.mesh.update(data=1, fsdp=-1, tensor=4)
-  config.task.update(name='conversations', vocab_size=151_936, max_length=1024,
+  config.task.update(name='conversations', vocab_size=151_936, max_length=1024, max_inputs=768,
                      chat_template='qwen', train_files=('{bucket}/chats.jsonl',))
   config.target.init_from = '{bucket}/models/qwen3_32b'
   config.draft.init_from = '{bucket}/models/qwen3_0_6b'

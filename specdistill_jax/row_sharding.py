@@ -57,7 +57,8 @@ def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     added_over = tuple(axis for axis in manual if mesh.shape[axis] > 1)
 
     def layout(x):
-      scattered = not by_vocabulary and x.ndim and x.shape[-1] % mesh.shape['fsdp'] == 0
+      # Of a head's gradient each device keeps a part; figures are whole, for the host to read.
+      scattered = not by_vocabulary and x.ndim > 1 and x.shape[-1] % mesh.shape['fsdp'] == 0
       return PartitionSpec(*[None] * (x.ndim - 1), 'fsdp') if scattered else PartitionSpec()
 
     def add_up(x, spec):

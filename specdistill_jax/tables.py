@@ -8,9 +8,9 @@
 With --config the table has a line for everything that the config's sweep asks for: W is the
 folder that `main --sweep=all` was given, several are merged. What is missing or failed stands in
 the table; the commands that fill it, and what is odd about rows, are told on standard error. Rows
-are pooled over seeds; brackets are 95 % intervals from bootstraps over prompts and seeds, those of
-gains paired by prompt. Overrides that the cells were run with are given here too:
---config.field=value.
+are pooled over seeds; brackets are 95 % intervals from bootstraps over prompts (batches of them
+where several are decoded at once) and seeds, those of gains paired by prompt. Overrides that the
+cells were run with are given here too: --config.field=value.
 
 Without --config: a line for each study, draft and method, a column for each way to decode; plots
 are bars. Where studies have different tasks or targets standard error says so.

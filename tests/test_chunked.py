@@ -219,6 +219,19 @@ def test_devices_and_micro_batches_give_the_gradient_of_one_large_batch(
   assert_close(found, expected)
 
 
+def test_figures_are_whole_on_every_device_for_its_host_to_read():
+  """Where there are as many draft positions as devices, each had one of them."""
+  mesh = sharding.make_mesh(1, 4, 1, jax.devices()[:4])
+  def sums(whole, rows):
+    return dict(figures=jnp.sum(rows, axis=0), head=rows.T @ rows), None
+  rows = jnp.arange(32.).reshape(8, 4)
+  with jax.set_mesh(mesh):
+    found, _ = jax.jit(row_sharding.over_rows(sums))(
+        (), jax.device_put(rows, NamedSharding(mesh, PartitionSpec('fsdp'))))
+  assert found['figures'].is_fully_replicated and not found['head'].is_fully_replicated
+  assert_close(found, sums((), rows)[0])
+
+
 def inside_loop(text, turns):
   """What is communicated in each of its turns."""
   inside = [o for o in count.operations(hlo.parse(text), 1) if o.kind and o.times == turns]

@@ -141,6 +141,17 @@ def test_openai_layout_and_untidy_conversations(tmp_path):
   assert dropped == {'no_answer': 4, 'not_alternating': 2}
 
 
+def test_a_row_ends_with_an_answer_to_a_prompt_that_leaves_room_for_samples(tmp_path):
+  path = put(tmp_path / 'a.jsonl', TALK * 3)
+  _, rows, _ = prepared(tmp_path / 'whole', study(path))
+  most = max(row.prompt_length for row in rows)
+  _, rows, metadata = prepared(tmp_path / 'as_long', study(path, max_inputs=most))
+  assert metadata['longest_prompt'] == most and not metadata['dropped']['cut_conversations']
+  _, rows, metadata = prepared(tmp_path / 'cut', study(path, max_inputs=most - 1))
+  assert metadata['longest_prompt'] < most and metadata['dropped']['cut_conversations']
+  assert all(row.loss_mask[row.prompt_length:].all() for row in rows)
+
+
 def test_long_conversations_end_with_an_answer_or_are_dropped(tmp_path):
   long_first = {'conversations': [{'from': 'human', 'value': 'Hm? ' * 100},
                                   {'from': 'gpt', 'value': 'No.'}]}
@@ -236,7 +247,7 @@ def test_bad_conversations_are_named_with_their_line(tmp_path, record, message):
     (dict(chat_template='vicunna'), ("'vicunna'", "did you mean 'vicuna'", '.json')),
     (dict(train_files=()), ('task.train_files is ()', "'conversations'")),
     (dict(name='stdlib_docs', train_files=()), ("'chatml'", 'stdlib_docs', 'plain text')),
-    (dict(max_inputs=20), ('task.max_inputs is 20', 'whole turns')),
+    (dict(max_targets=20), ('task.max_targets is 20', 'whole turns')),
 ])
 def test_settings_that_cannot_work_are_refused_in_one_sentence(task, words):
   with pytest.raises(ValueError) as caught:

@@ -55,6 +55,7 @@ def test_rows_come_back_as_written(tmp_path, monkeypatch):
 def test_batches_are_padded_and_typed(tmp_path):
   batch = next(read(put(tmp_path), shuffle=False))
   assert isinstance(batch, structs.Batch)
+  assert batch.widths == structs.Widths(2, 5)  # of all the data
   np.testing.assert_array_equal(batch.tokens_bt, [
       [2, 2, 2, 0, 0, 0, 0, 0], [3, 3, 3, 3, 0, 0, 0, 0], [4, 4, 4, 4, 4, 0, 0, 0]])
   np.testing.assert_array_equal(batch.loss_mask_bt, [

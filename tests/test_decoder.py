@@ -82,6 +82,11 @@ def test_stacked_equals_unstacked_and_unstacking_twice_is_harmless():
   np.testing.assert_allclose(causal(model.module, tokens_bt).logits_btv,
                              causal(once, tokens_bt).logits_btv, atol=1e-6)
   assert once.unstacked() is once
+  released = models.tiny(0, num_layers=3).module
+  again = released.unstacked(release=True)
+  jax.tree.map(np.testing.assert_array_equal, again, once)
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(released.layers))
+  assert not released.embedding_vd[...].is_deleted()
 
 
 def test_grouped_queries_equal_repeated_keys():

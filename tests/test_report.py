@@ -1,5 +1,6 @@
 """The report says what the rows say, favourable or not."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -99,6 +100,12 @@ def test_answers_of_a_success(summaries):
   assert 'c = 0.10 and v = 1.40' in prediction and 'too far' not in prediction
   assert length.count(' is best (') == 6 and 'x at 4*; ' in length
   assert length.count('x by the clock') == 12 and 'x at 3, ' in length
+
+
+def test_a_single_batch_makes_no_decoding_clearly_faster(summaries):
+  alone = [dataclasses.replace(s, speedup_measured_interval=None) for s in summaries]
+  _, faster, *_ = answers.write(alone, samples=100)
+  assert faster.count(': not clearly;') == 2
 
 
 def test_answers_of_a_failure_are_honest():

@@ -146,13 +146,26 @@ def test_samples_are_drawn_together_and_summed_as_one_by_one(monkeypatch, at_onc
   monkeypatch.setattr(intervals, '_MOST_NUMBERS', at_once)
   counts = np.random.default_rng(0).integers(1, 50, size=(2, 7, 3)).astype(float)
   counts[..., 2] = counts[..., 0]
-  found = intervals._resampled(np.random.default_rng(5), counts, 10)
+  found = intervals._resampled(np.random.default_rng(5), [counts], 10)
   rng, wanted = np.random.default_rng(5), []
   for size in [10] if at_once > 21 else [3, 3, 3, 1]:
     seeds, prompts = rng.integers(2, size=(size, 2)), rng.integers(7, size=(size, 7))
     wanted += [counts[k][:, p].sum(axis=(0, 1)) for k, p in zip(seeds, prompts)]
   np.testing.assert_array_equal(found, wanted)
   assert np.all(found[:, 0] == found[:, 2])
+
+
+def test_arms_of_as_many_seeds_are_paired_and_others_have_their_own():
+  """An arm of one seed over one of three, whose seeds differ and whose prompts do not."""
+  seeds = np.broadcast_to(np.array([1., 2., 3.])[:, None], (3, 6))
+  wide, narrow = np.stack([seeds, np.ones((3, 6))], -1), np.ones((1, 6, 2))
+  compare = lambda *arms: intervals.bootstrap(arms, intervals.ratio_of_ratios, samples=500)
+  assert compare(wide, wide) == (1.0, 1.0)
+  assert compare(wide, narrow) == (1.0, 3.0)
+  assert compare(narrow, wide) == (pytest.approx(1 / 3), 1.0)
+  assert compare(narrow, narrow) == (1.0, 1.0)
+  with pytest.raises(ValueError, match=r'\[1, 5, 2\]|\(1, 5, 2\).*of 6 prompts'):
+    compare(wide, narrow[:, :5])
 
 
 def test_one_prompt_has_no_interval():

@@ -216,6 +216,62 @@ def test_gains_are_paired_by_prompt(tmp_path, capsys):
   assert high - low > 0.1
 
 
+def test_categories_have_a_mean_in_which_each_has_as_much_weight(config, tmp_path, capsys):
+  """A published one stands beside it, or beside all prompts where there are no categories."""
+  path = tmp_path / 'means.py'
+  path.write_text(CONFIG.replace('dict(temperature=1.0),)',
+                                 'dict(temperature=1.0, category=common.MEAN),)'))
+  assert common.MEAN == summary.MEAN
+  few, many = (line('fixed', 'tvd', seed, tau, category=category)
+               for seed in (0, 1) for tau, category in ((2.0, 'few'), (4.0, 'many'))), []
+  for row in few:
+    if row['category'] == 'few':
+      row['counts'] = row['counts'][:1]
+    many.append(row)
+  whole = [line('fixed', 'tvd', seed, 1.0) for seed in (0, 1)]
+  for row in whole:
+    row['counts'] = sum((one['counts'] for one in many if one['seed'] == row['seed']), [])
+  write(tmp_path / 'cell-0', many + whole)
+  write(tmp_path / 'cell-1', cell_rows('draft'))
+  asked = f'--config={path}', f'--workdir={tmp_path}', '--bootstrap_samples=50', '--format=csv'
+  assert tables.main(['tables', *asked]) == 0
+  found = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+  mine = {one['category']: one for one in found if (one['cell'], one['method']) == (
+      'fixed', name('tvd', 'fixed'))}
+  assert list(mine) == ['all', 'mean of categories', 'few', 'many']
+  tau = {category: float(one['block efficiency'].split()[0]) for category, one in mine.items()}
+  assert (tau['few'], tau['many'], tau['mean of categories']) == (2.0, 4.0, 3.0)
+  assert tau['all'] > 3.9
+  assert mine['mean of categories']['α'].startswith('0.50')
+  assert [one['published'] for one in mine.values()] == ['', '3.10', '', '']
+  other, = (one for one in found if one['method'] == name('tvd', 'draft'))
+  assert other['published'] == 'not known'
+
+
+def test_speeds_of_different_devices_are_not_compared(config, tmp_path, capsys):
+  made = cell_rows('fixed', ('tvd',))
+  for row in made:
+    row['device'] = 'TPU v4' if row['objective'] == 'none' else 'TPU v5e'
+  write(tmp_path / 'cell-0', made)
+  write(tmp_path / 'cell-1', cell_rows('draft', ('tvd',)))
+  found, _ = run(capsys, f'--config={config}', f'--workdir={tmp_path}', '--figure=speed')
+  mine, other = (found[cell, name('tvd', cell)] for cell in ('fixed', 'draft'))
+  assert mine['gain in speed over the baseline'] == ''
+  assert mine['baseline'] == 'standard SD, not compared: on TPU v4'
+  assert other['gain in speed over the baseline'] and other['baseline'] == 'standard SD'
+  found, _ = run(capsys, f'--config={config}', f'--workdir={tmp_path}')  # tokens, not times
+  assert found['fixed', name('tvd', 'fixed')]['gain in block efficiency over standard SD']
+
+
+def test_different_metrics_are_told_apart(config, tmp_path, capsys):
+  for number, (cell, metric) in enumerate((('fixed', 'bleu'), ('draft', 'rouge2'))):
+    write(tmp_path / f'cell-{number}', cell_rows(
+        cell, ('tvd',), quality=27.0, target_quality=27.0, quality_metric=metric))
+  found, _ = run(capsys, f'--config={config}', f'--workdir={tmp_path}')
+  assert [found[cell, name('tvd', cell)]['quality (%)'] for cell in ('fixed', 'draft')] == [
+      '27.0 bleu', '27.0 rouge2']
+
+
 def test_missing_failed_and_unfinished_lines_each_say_so_with_their_command(
     config, tmp_path, capsys):
   write(tmp_path / 'cell-0', cell_rows('fixed', ('forward_kl',), seeds=(0,)))

@@ -124,6 +124,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(workdir, monkeypatc
 
 def test_arms_start_from_the_draft_and_finished_ones_are_skipped(workdir, capsys):
   config = studies.config()
+  config.distill.temperature = 0.7  # at which all arms are looked at
   distill.run(config, workdir)
   names = ['forward_kl-draft-seed0', 'cross_entropy-fixed-seed0']
   assert distill.arm_names(config) == names

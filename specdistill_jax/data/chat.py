@@ -191,9 +191,11 @@ def _is_end_token(segment: Segment) -> bool:
   return segment.ends_answer and segment.text == END_OF_SEQUENCE
 
 
-def tokenise(conversations: Sequence[Sequence[Segment]], vocabulary,
-             max_length: int) -> list[Tokenised | None]:
+def tokenise(conversations: Sequence[Sequence[Segment]], vocabulary, max_length: int,
+             max_inputs: int | None = None) -> list[Tokenised | None]:
   """Each conversation's tokens, cut after the last answer that fits; None where none does.
+
+  An answer fits if the row has at most `max_length` tokens after it, and `max_inputs` before it.
 
   The end token closes every row, learnt, where the end of a turn is not it already: decoding
   stops there and nowhere else. Give many conversations at once: a call costs more than its
@@ -204,12 +206,12 @@ def tokenise(conversations: Sequence[Sequence[Segment]], vocabulary,
   encoded = iter(vocabulary.encode_batch(texts))
   eos_id = vocabulary.eos_id
   return [_fit(segments, [[eos_id] if _is_end_token(segment) else next(encoded)
-                          for segment in segments], eos_id, max_length)
+                          for segment in segments], eos_id, max_length, max_inputs)
           for segments in conversations]
 
 
 def _fit(segments: Sequence[Segment], pieces: Sequence[list[int]], eos_id: int,
-         max_length: int) -> Tokenised | None:
+         max_length: int, max_inputs: int | None) -> Tokenised | None:
   tokens, mask, answer_start, best, num_answers = [], [], 0, None, 0
   was_learnt = False
   for segment, piece in zip(segments, pieces, strict=True):
@@ -220,7 +222,7 @@ def _fit(segments: Sequence[Segment], pieces: Sequence[list[int]], eos_id: int,
     mask += [int(segment.is_learnt)] * len(piece)
     if segment.ends_answer:
       closing = [] if tokens[-1] == eos_id else [eos_id]
-      if len(tokens) + len(closing) > max_length:
+      if len(tokens) + len(closing) > max_length or answer_start > (max_inputs or max_length):
         break
       num_answers += 1
       best = (len(tokens), closing, answer_start)

@@ -17,6 +17,7 @@ import grain
 import numpy as np
 
 from specdistill_jax import storage
+from specdistill_jax import structs
 from specdistill_jax.data import records
 from specdistill_jax.data import splits as splits_lib
 
@@ -183,9 +184,9 @@ def batches(directory: str | os.PathLike, split: str, *, batch_size: int, max_le
     ValueError: arguments that cannot be met; while iterating, a batch without any token to
       learn.
   """
-  source = rows(directory, split)
-  _check_batching(source, batch_size, max_length, read_metadata(directory, split),
-                  batch_rows, drop_remainder)
+  source, metadata = rows(directory, split), read_metadata(directory, split)
+  _check_batching(source, batch_size, max_length, metadata, batch_rows, drop_remainder)
+  widths = structs.Widths(metadata['longest_prompt'], metadata['longest_completion'])
   dataset = grain.MapDataset.source(source).seed(seed)
   if shuffle:
     dataset = dataset.shuffle()
@@ -196,7 +197,7 @@ def batches(directory: str | os.PathLike, split: str, *, batch_size: int, max_le
     dataset = _Places(dataset, batch_size, batch_rows)
   dataset = dataset.batch(
       batch_size if batch_rows is None else len(batch_rows), drop_remainder=drop_remainder,
-      batch_fn=lambda batch: records.collate(batch, max_length, split))
+      batch_fn=lambda batch: records.collate(batch, max_length, split, widths))
   dataset = dataset.repeat(num_epochs)
   return iter(dataset.to_iter_dataset(
       grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))

@@ -87,10 +87,10 @@ def _faster(summaries: Summaries) -> str:
   sentences = []
   for temperature in sorted({s.temperature for s in summaries}):
     best = _best(summaries, temperature)
-    low = best.speedup_measured_interval and best.speedup_measured_interval[0]
+    interval = best.speedup_measured_interval  # None of a single batch, which shows no spread
     if best.speedup_measured <= 1.0:
       answer = 'no, it is slower'
-    elif low is not None and low <= 1.0:
+    elif interval is None or interval[0] <= 1.0:
       answer = 'not clearly'
     else:
       answer = 'yes'

@@ -4,7 +4,7 @@ The seeds of an arm answer the same prompts: prompts are resampled once for all 
 beside them (a crossed design), and counts are summed before any ratio is taken.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,41 +18,51 @@ def _times_drawn(rng: np.random.Generator, samples: int, count: int) -> np.ndarr
   return np.bincount(drawn.ravel(), minlength=samples * count).reshape(samples, count)
 
 
-def _resampled(rng: np.random.Generator, counts_kpc: np.ndarray, samples: int) -> np.ndarray:
-  """Sums over each bootstrap sample of seeds and prompts, `[samples, c]`."""
-  seeds, prompts, columns = counts_kpc.shape
-  sums_rc = np.empty((samples, columns))
+def _resampled(rng: np.random.Generator, arms: Sequence[np.ndarray], samples: int) -> np.ndarray:
+  """Sums over each bootstrap sample of seeds and prompts, `[samples, columns of all arms]`."""
+  prompts = arms[0].shape[1]
+  parts = []
   at_once = max(1, _MOST_NUMBERS // prompts)
   for begin in range(0, samples, at_once):
-    part_rc = sums_rc[begin:begin + at_once]
-    times_rk = _times_drawn(rng, len(part_rc), seeds)
-    times_rp = _times_drawn(rng, len(part_rc), prompts).astype(np.float64)
-    for column in range(columns):  # one by one, so that equal ones have equal sums to the bit
-      part_rc[:, column] = np.sum(times_rk * (times_rp @ counts_kpc[..., column].T), axis=1)
-  return sums_rc
+    count = min(at_once, samples - begin)
+    seeds = {len(arms[0]): _times_drawn(rng, count, len(arms[0])), 1: np.ones((count, 1))}
+    times_rp = _times_drawn(rng, count, prompts).astype(np.float64)
+    for arm in arms[1:]:
+      if len(arm) not in seeds:
+        seeds[len(arm)] = _times_drawn(rng, count, len(arm))
+    # One by one, so that equal columns have equal sums to the bit.
+    parts.append(np.stack([
+        np.sum(seeds[len(arm)] * (times_rp @ arm[..., column].T), axis=1)
+        for arm in arms for column in range(arm.shape[-1])], axis=-1))
+  return np.concatenate(parts)
 
 
-def bootstrap(counts_kpc: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *,
-              samples: int, seed: int = 0) -> Interval | None:
+def bootstrap(counts_kpc: np.ndarray | Sequence[np.ndarray],
+              statistic: Callable[[np.ndarray], np.ndarray], *, samples: int,
+              seed: int = 0) -> Interval | None:
   """95 % percentile interval of a statistic of summed counts.
 
   Args:
-    counts_kpc: `[seeds, prompts, columns]` counts or seconds of each prompt under each seed.
-    statistic: columns summed over seeds and prompts, `[..., c]`, to `[...]`.
+    counts_kpc: `[seeds, prompts, columns]` counts or seconds of each prompt under each seed; or of
+      several arms on the same prompts. Arms of as many seeds are paired by seed, others have
+      their own.
+    statistic: columns of all arms summed over seeds and prompts, `[..., c]`, to `[...]`.
     samples: bootstrap samples.
     seed: of the resampling; the same seed gives the same interval.
 
   Returns:
     (low, high), or None with fewer than two prompts, which say nothing about the spread.
   """
-  counts_kpc = np.asarray(counts_kpc, np.float64)
-  if counts_kpc.ndim != 3:
-    raise ValueError(f'counts have the shape {counts_kpc.shape}; it must be [seeds, prompts, '
-                     'columns]')
-  if counts_kpc.shape[1] < 2:
+  arms = counts_kpc if isinstance(counts_kpc, (list, tuple)) else [counts_kpc]
+  arms = [np.asarray(arm, np.float64) for arm in arms]
+  for arm in arms:
+    if arm.ndim != 3 or arm.shape[1] != arms[0].shape[1]:
+      raise ValueError(f'counts have the shape {arm.shape}; it must be [seeds, prompts, columns], '
+                       f'of {arms[0].shape[1]} prompts')
+  if arms[0].shape[1] < 2:
     return None
   rng = np.random.default_rng(seed)
-  sums_rc = _resampled(rng, counts_kpc, samples)
+  sums_rc = _resampled(rng, arms, samples)
   with np.errstate(divide='ignore', invalid='ignore'):
     values_r = statistic(sums_rc)
   values_r = values_r[np.isfinite(values_r)]

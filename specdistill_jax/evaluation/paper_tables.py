@@ -60,7 +60,12 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """A line of the table; `about` has the cell's name, the setting's fields and the category."""
+  """A line of the table.
+
+  Attributes:
+    about: the cell's name, the setting's fields and the category.
+    has_categories: whether its setting has lines of single categories and their mean.
+  """
   about: Mapping[str, Any]
   task: str
   method: str
@@ -69,6 +74,7 @@ class Line:
   training: Mapping[str, float] = dataclasses.field(default_factory=dict)
   gain: tuple[float, intervals.Interval | None] | None = None
   baseline: str = ''
+  has_categories: bool = False
 
 
 def setting(row: Mapping[str, Any]) -> Setting:
@@ -126,19 +132,24 @@ def _cell_lines(cell: Cell, samples: int, with_target: bool) -> list[Line]:
       continue
     short = '' if whole.num_seeds >= len(seeds) else f'{whole.num_seeds} of {len(seeds)} seeds'
     categories = [s.category for place, s in found.items() if place[0] == wanted and s.category]
-    for category in (None, *categories):
-      s = found[wanted, category]
+    mean = summary_lib.equally(whole, [found[wanted, category] for category in categories],
+                               samples=samples) if len(categories) > 1 else None
+    for category in (None, *([summary_lib.MEAN] if mean else []), *categories):
+      s = mean if category == summary_lib.MEAN else found[wanted, category]
       if with_target and (wanted.temperature, category) not in seen:
         seen.add((wanted.temperature, category))
         alone = dict(cell=cell.name, temperature=wanted.temperature, objective=TARGET,
                      category=category)
         made.append(Line(alone, cell.task, TARGET_ALONE, summary=_alone(s)))
-      made.append(Line(about | dict(category=category), **fields, status=short, summary=s))
+      made.append(Line(about | dict(category=category), **fields, status=short, summary=s,
+                       has_categories=mean is not None))
   order = {line.method: index for index, line in enumerate(made)}
   order[TARGET_ALONE] = -1
-  return sorted(made, key=lambda line: (line.about['temperature'], line.about['category'] or '',
-                                        line.about.get('tree', ''), line.about.get('gamma', 0),
-                                        order[line.method]))
+  place = {category: index for index, category in enumerate((None, summary_lib.MEAN))}
+  return sorted(made, key=lambda line: (line.about['temperature'],
+                                        place.get(line.about['category'], len(place)),
+                                        line.about['category'] or '', line.about.get('tree', ''),
+                                        line.about.get('gamma', 0), order[line.method]))
 
 
 def lines(cells: Iterable[Cell], *, samples: int, with_target: bool = False) -> list[Line]:
@@ -175,8 +186,8 @@ def with_gains(made: Sequence[Line], baseline: Callable[[str], Mapping[str, Any]
                absolute: bool, samples: int) -> list[Line]:
   """Each measured line with its gain over its baseline's, paired by prompt, and its interval.
 
-  None where the baseline was not measured, or on other prompts. A ratio, or `absolute` a
-  difference; of alpha always a difference.
+  None where the baseline was not measured, or on other prompts, or, of a speed, on another
+  device. A ratio, or `absolute` a difference; of alpha always a difference.
   """
   columns = FIGURES[figure].columns
   statistic = _difference if absolute or figure == 'alpha' else intervals.ratio_of_ratios
@@ -191,19 +202,27 @@ def with_gains(made: Sequence[Line], baseline: Callable[[str], Mapping[str, Any]
         other.summary.counts_kpc.shape[1:] != line.summary.counts_kpc.shape[1:]):
       compared.append(line)
       continue
-    gain = summary_lib.compare(line.summary, other.summary, columns, statistic, samples=samples)
+    alike = FIGURES[figure] is not _SPEED or line.summary.devices == other.summary.devices
+    gain = summary_lib.compare(line.summary, other.summary, columns, statistic,
+                               samples=samples) if alike else None
     where = '' if other.about['cell'] == line.about['cell'] else f'{other.about["cell"]}: '
     how = shape(other.about)
     how = f', {how}' if how not in ('', shape(line.about)) else ''
+    how += '' if alike else f', not compared: on {" and ".join(other.summary.devices)}'
     compared.append(dataclasses.replace(line, gain=gain, baseline=where + other.method + how))
   return compared
 
 
 def beside(line: Line, published: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-  """What was published of this line: of all its prompts, unless a category is named."""
-  fields = lambda entry: dict(category=None) | {
-      name: value for name, value in entry.items()
-      if name not in ('figure', 'value', 'source', 'trust')}
+  """What was published of this line: of all its prompts, unless a category is named.
+
+  A mean of categories stands beside all prompts where a study has no categories.
+  """
+  def fields(entry):
+    found = dict(category=None) | {name: value for name, value in entry.items()
+                                   if name not in ('figure', 'value', 'source', 'trust')}
+    is_mean = found['category'] == summary_lib.MEAN
+    return found | dict(category=None) if is_mean and not line.has_categories else found
   return [entry for entry in published if line.method != TARGET_ALONE and matches(
       line.about, fields(entry))]
 

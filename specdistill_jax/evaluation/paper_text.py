@@ -52,11 +52,13 @@ def _figures(made: Lines, with_speed: bool) -> list[Column]:
           s.speedup_measured, s.speedup_measured_interval, 'x')))]
   if with_speed:
     columns.append(('tokens/s', _measured(lambda s: f'{s.tokens_per_second:.0f}')))
-  metrics = [line.summary.quality_metric for line in made
-             if line.summary is not None and line.summary.quality is not None]
+  metrics = {line.summary.quality_metric for line in made
+             if line.summary is not None and line.summary.quality is not None}
   if metrics:
-    columns.append((f'{metrics[0]} (%)', _measured(
-        lambda s: '' if s.quality is None else f'{s.quality:.1f}')))
+    which = lambda s: f' {s.quality_metric}' if len(metrics) > 1 else ''
+    title = f'{min(metrics)} (%)' if len(metrics) == 1 else 'quality (%)'
+    columns.append((title, _measured(
+        lambda s: '' if s.quality is None else f'{s.quality:.1f}{which(s)}')))
   for name, (title, form) in TRAINING.items():
     if any(name in line.training for line in made):
       columns.append((title, lambda line, name=name, form=form: (

@@ -14,10 +14,12 @@ from specdistill_jax.decoding import tree_names
 from specdistill_jax.evaluation import acceptance
 from specdistill_jax.evaluation import intervals
 from specdistill_jax.evaluation import measures
+from specdistill_jax.evaluation import rows as rows_lib
 
 STANDARD = 'standard SD'
 CONTROL = 'control'
 SEQKD = 'SeqKD'
+MEAN = 'mean of categories'
 WAY = ('draft_sampling', 'rule', 'epsilon', 'min_confidence', 'tree')  # beside gamma
 
 
@@ -31,6 +33,7 @@ class Summary:
       (cross-entropy on the target's text), 'feature-level draft (data source)' by its paper's own
       loss, 'DistillSpec (objective, data source)' where a draft learns on its own text, or
       'distilled (objective, data source)'.
+    devices: that its rows were measured on.
     counts_kpc: `[seeds, batches, len(rows.COUNTS)]`.
   """
   category: str | None
@@ -62,6 +65,7 @@ class Summary:
   quality: float | None
   target_quality: float | None
   lossless: bool
+  devices: tuple[str, ...]
   counts_kpc: np.ndarray
 
   @property
@@ -130,7 +134,7 @@ def _pool(rows: Sequence[Mapping[str, Any]], samples: int) -> Summary:
       reached_by_position=reached.tolist(),
       quality_metric=first['quality_metric'], quality=mean('quality'),
       target_quality=mean('target_quality'), lossless=all(row['lossless'] for row in rows),
-      counts_kpc=counts_kpc)
+      devices=tuple(sorted({row['device'] for row in rows})), counts_kpc=counts_kpc)
 
 
 def summarise(rows: Iterable[Mapping[str, Any]], *, samples: int,
@@ -149,6 +153,39 @@ def summarise(rows: Iterable[Mapping[str, Any]], *, samples: int,
     group = (row['temperature'], row['gamma'], _rank(row), method(row), way, category)
     groups.setdefault(group, {})[row['seed']] = row
   return [_pool(list(groups[group].values()), samples) for group in sorted(groups)]
+
+
+def equally(whole: Summary, parts: Sequence[Summary], *, samples: int) -> Summary:
+  """The categories `parts` of `whole` with as much weight each, however many prompts they have.
+
+  alpha and block efficiency are means over the categories; a speed is that of as many calls in
+  each. Prices of steps and acceptance by position stay those of all prompts.
+  """
+  shares = dict(target_calls=('emitted', 'target_calls', 'seconds', 'drafted'),
+                overlap_tokens=('overlap', 'overlap_tokens'),
+                autoregressive_emitted=('autoregressive_emitted', 'autoregressive_seconds'))
+  at = rows_lib.COUNTS.index
+  scaled = [part.counts_kpc.copy() for part in parts]
+  for counts_kpc in scaled:
+    for of, names in shares.items():
+      counts_kpc[..., [at(name) for name in names]] /= counts_kpc[..., at(of)].sum()
+  counts_kpc = np.concatenate(scaled, axis=1)
+  total = counts_kpc.sum(axis=(0, 1))
+  made = {}
+  for name, columns, statistic in (
+      ('alpha', measures.alpha_counts, intervals.ratio),
+      ('block_efficiency', measures.block_efficiency_counts, intervals.ratio),
+      ('speedup_measured', measures.speedup_counts, intervals.ratio_of_ratios)):
+    made[name] = float(statistic(columns(total)))
+    made[f'{name}_interval'] = intervals.bootstrap(columns(counts_kpc), statistic, samples=samples)
+  rate = lambda *names: float(intervals.ratio(measures.columns(total, *names)))
+  mean = lambda values: None if None in values else float(np.mean(values))
+  return dataclasses.replace(
+      whole, **made, category=MEAN, counts_kpc=counts_kpc,
+      tokens_per_second=rate('emitted', 'seconds'),
+      autoregressive_tokens_per_second=rate('autoregressive_emitted', 'autoregressive_seconds'),
+      quality=mean([part.quality for part in parts]),
+      target_quality=mean([part.target_quality for part in parts]))
 
 
 def headline(summaries: Sequence[Summary]) -> list[Summary]:
@@ -173,19 +210,15 @@ def compare(one: Summary, other: Summary, columns: Callable[[np.ndarray], np.nda
             samples: int) -> tuple[float, intervals.Interval | None]:
   """A statistic of two methods' summed counts, paired by prompt, with its interval.
 
-  Where the numbers of seeds differ, `other` takes part with the mean over its seeds.
+  Methods with as many seeds are paired by seed too.
 
   Args:
     columns: picks `[..., c]` of the counts; those of `one` come before those of `other`.
     statistic: `[..., 2 c]` to `[...]`.
   """
-  mine = columns(one.counts_kpc)
-  theirs = columns(other.counts_kpc)
-  if len(mine) != len(theirs):
-    theirs = np.broadcast_to(theirs.mean(axis=0, keepdims=True), mine.shape)
-  both = np.concatenate([mine, theirs], axis=-1)
-  value = float(statistic(both.sum(axis=(0, 1))))
-  return value, intervals.bootstrap(both, statistic, samples=samples)
+  arms = [columns(summary.counts_kpc) for summary in (one, other)]
+  value = float(statistic(np.concatenate([arm.sum(axis=(0, 1)) for arm in arms])))
+  return value, intervals.bootstrap(arms, statistic, samples=samples)
 
 
 def gain_in_block_efficiency(one: Summary, other: Summary, *, samples: int):

@@ -224,5 +224,5 @@ def training_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
       mean = [np.mean([dict(points)[step] for points in seeds]) for step in steps]
       _line(axis, steps, mean, None, name, looks, handles)
     axis.set_xlabel('step of distillation')
-    axis.set_ylabel('α on held-out prompts\n(temperature 1)')
+    axis.set_ylabel('α on held-out prompts')
     save(figure, handles, path)

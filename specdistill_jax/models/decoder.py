@@ -304,13 +304,16 @@ class Decoder(nnx.Module):
     ends.layers = nnx.List([])
     return ends
 
-  def unstacked(self) -> 'Decoder':
-    """The same decoder with one module a layer; itself when it is unrolled already."""
+  def unstacked(self, *, release: bool = False) -> 'Decoder':
+    """The same decoder with one module a layer; itself when it is unrolled already.
+
+    `release` as in `layers.unstacked`.
+    """
     if not isinstance(self.layers, Block):
       return self
-    take = lambda index: jax.tree.map(lambda x: x[index], self.layers)
     unrolled = copy.copy(self)
-    unrolled.layers = nnx.List([take(index) for index in range(self.config.num_layers)])
+    unrolled.layers = nnx.List(
+        layers.unstacked(self.layers, self.config.num_layers, release=release))
     return unrolled
 
 

@@ -6,6 +6,7 @@ Matrix products run in the config's dtype; norms, rotations, softmax and logits 
 from collections.abc import Callable
 import functools
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -211,6 +212,23 @@ def _batched(equation, left, right):
 
 
 REMAT = ('none', 'dots', 'full')
+
+
+def unstacked(stack: Any, count: int, *, release: bool = False) -> list[Any]:
+  """Modules of single layers of one whose arrays have a leading axis of `count` layers.
+
+  Args:
+    release: frees each array of `stack` once its layers are copied, so that never more than one
+      of them is there twice; `stack` is of no use then.
+  """
+  leaves, structure = jax.tree.flatten(stack)
+  parts = []
+  for leaf in leaves:
+    parts.append([leaf[index] for index in range(count)])
+    if release:
+      jax.block_until_ready(parts[-1])
+      leaf.delete()
+  return [jax.tree.unflatten(structure, layer) for layer in zip(*parts)]
 
 
 def rematerialised(body, remat: str):

@@ -242,17 +242,17 @@ class T5(nnx.Module):
     return cache_lib.init_cache(c.num_decoder_layers, batch, num_slots, c.num_heads, c.head_dim,
                                 jnp.dtype(c.dtype), memory)
 
-  def unstacked(self) -> 'T5':
+  def unstacked(self, *, release: bool = False) -> 'T5':
     """The same model with one module a decoder layer; itself when it is unrolled already.
 
-    The encoder runs once a prompt, outside of every loop: it stays scanned.
+    The encoder runs once a prompt, outside of every loop: it stays scanned. `release` as in
+    `layers.unstacked`.
     """
     if not isinstance(self.decoder_layers, t5_layers.DecoderBlock):
       return self
-    take = lambda index: jax.tree.map(lambda x: x[index], self.decoder_layers)
     unrolled = copy.copy(self)
-    unrolled.decoder_layers = nnx.List(
-        [take(index) for index in range(self.config.num_decoder_layers)])
+    unrolled.decoder_layers = nnx.List(layers.unstacked(
+        self.decoder_layers, self.config.num_decoder_layers, release=release))
     return unrolled
 
   def _check_unrolled(self):

@@ -76,16 +76,19 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path,
   draft = store.load_model(workdir / 'draft', mesh, layout=config.draft.layout)
   teacher, draft = api.check_pair(teacher, draft)
   data = _data(config, workdir, mesh, teacher, draft)
-  control = objectives.Objective(normalisation=distill.normalisation)
+  # Nothing in it has a temperature, but for the laws that it is looked at with, as all arms are.
+  control = objective(config, objectives.CROSS_ENTROPY)
   rollout = None
   if distill.data_source.rpartition('+')[2] == 'draft':
     is_mixture = '+' in distill.data_source
     rollout = samples.rollout(config, workdir / 'data',
                               student_fraction=distill.student_fraction if is_mixture else 1.0)
 
+  how = dict(changed=api.vocabulary_fields(draft), hub_config=draft.hub_config)
+  del draft  # every arm reads its own
   names = iter(arm_names(config))
   for seed in distill.seeds:
-    arm = functools.partial(_arm, config, workdir, seed=seed, teacher=teacher, draft=draft)
+    arm = functools.partial(_arm, config, workdir, seed=seed, teacher=teacher, **how)
     trained = {}
     for spec in (distill.objective, *distill.also):
       trained[spec] = name = next(names)
@@ -106,18 +109,18 @@ def objective(config: ml_collections.ConfigDict, spec: str) -> objectives.Object
           distill.temperature, config.evaluate and config.evaluate.temperatures))
 
 
-def _arm(config, workdir, name, objective, data, rollout, *, seed, teacher, draft,
+def _arm(config, workdir, name, objective, data, rollout, *, seed, teacher, changed, hub_config,
          reference=None) -> train.Run:
   settings, start = config.distill.train, workdir / 'draft'
   layout = config.draft.layout
-  changed = dict(dropout=settings.dropout, remat=settings.remat, **api.vocabulary_fields(draft))
+  changed = dict(dropout=settings.dropout, remat=settings.remat, **changed)
   return train.Run(
       stage='distill', name=name, directory=workdir / 'distill' / name, settings=settings,
       seed=seed, model_config=store.load_config(start, **changed),
       init=lambda mesh: store.load_model(start, mesh, layout=layout, **changed).module,
       layout=layout,
       data=data, objective=objective, teacher=teacher, rollout=rollout, reference=reference,
-      hub_config=draft.hub_config,
+      hub_config=hub_config,
       held_out_tokens=config.distill.rollout.max_new_tokens,
       decoding_tensor=config.distill.rollout.tensor)
 

@@ -97,7 +97,7 @@ def _load(config: ml_collections.ConfigDict, directory: pathlib.Path, which: str
                            layout=sharding.decoding_layout(which, config[which].layout),
                            weights_dtype=config.evaluate.weights_dtype)
   if hasattr(model.module, 'unstacked'):
-    model = dataclasses.replace(model, module=model.module.unstacked())
+    model = dataclasses.replace(model, module=model.module.unstacked(release=True))
   return model
 
 

@@ -138,7 +138,7 @@ def _plots(summaries, workdir: pathlib.Path,
       ('speedup.png', 'Measured speed-up over the target alone (bars, 95 % intervals) beside '
        'the predicted one (diamonds).', lambda path: tradeoff.speedups(summaries, path)),
       ('acceptance_by_position.png', 'Acceptance by draft position, given that it was '
-       'reached, with 95 % intervals.',
+       'reached, with 95 % intervals as of independent tokens.',
        lambda path: tradeoff.acceptance_by_position(summaries, path))]
   if len({s.way for s in everything}) > 1 and all(s.quality is not None for s in everything):
     plots.append(('tradeoff.png', 'Quality against the time of a token. The line joins what '
@@ -208,8 +208,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   plots = _plots(summaries, workdir, max_quality_drop)
   pictures = [*plots, *tree_pictures.draw(workdir, rows[0]['config_hash'])]
   answered = answers.write(summaries, samples=samples, max_quality_drop=max_quality_drop)
+  size = config.evaluate.batch_size
+  units = 'prompts' if size == 1 else f'batches of {size} prompts'
   notes = (
-      'T is the temperature. Brackets are 95 % bootstrap intervals over prompts and, for trained '
+      f'T is the temperature. Brackets are 95 % bootstrap intervals over {units} and, for trained '
       f'arms, {seeds} seed{"s" * (seeds > 1)}; counts are summed before ratios. *Standard SD* is '
       'the undistilled draft; the *control* had as many further cross-entropy steps as '
       'distillation. The predicted speed-up is τ / (γ c + v), with the cost of a draft step, c, '

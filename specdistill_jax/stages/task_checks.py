@@ -68,12 +68,14 @@ def _check_template(task: Any) -> None:
 def _check_lengths(task: Any) -> None:
   """A prompt and a completion of the greatest length must fit into a row."""
   if task.chat_template is not None or is_language_modelling(task):
-    for field in ('max_inputs', 'max_targets'):
+    is_chat = task.chat_template is not None
+    for field in ('max_targets', *(() if is_chat else ('max_inputs',))):
       if task[field] is not None:
-        why = 'plain text' if task.chat_template is None else 'whole turns'
+        why = 'whole turns' if is_chat else 'plain text'
         raise ValueError(f'config.task.{field} is {task[field]}, but rows are made of {why} '
                          'here; leave it at None')
-    return
+    if not is_chat:
+      return
   most = [length or 0 for length in sources.lengths(task)]
   if task.name in sources.EVALUATION_ONLY:
     most[1] = 0

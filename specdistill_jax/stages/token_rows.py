@@ -60,7 +60,7 @@ def from_conversations(examples: Sequence[splits.Example], settings: Mapping[str
   """Rows of conversations; counts those that are too long, whole or in part.
 
   A conversation ends after the last answer that fits into `task.max_length`. Its prompt is
-  what stands before that answer; all answers are learnt.
+  what stands before that answer, of at most `task.max_inputs` tokens; all answers are learnt.
   """
   counts.update(too_long=0, cut_conversations=0)
   template = chat.load(settings['chat_template'])
@@ -68,7 +68,8 @@ def from_conversations(examples: Sequence[splits.Example], settings: Mapping[str
     _log_progress(split, start)
     batch = examples[start:start + _BATCH_SIZE]
     rendered = [chat.render(template, example.turns) for example in batch]
-    tokenised = chat.tokenise(rendered, vocabulary, settings['max_length'])
+    tokenised = chat.tokenise(rendered, vocabulary, settings['max_length'],
+                              settings['max_inputs'])
     for example, segments, found in zip(batch, rendered, tokenised, strict=True):
       row = _conversation_row(example, segments, found, settings, counts,
                               is_prompt=split == shards.PROMPTS)
