@@ -13,6 +13,7 @@ from specdistill_jax import api
 from specdistill_jax.checkpoints import key_tables
 from specdistill_jax.drafters import families
 from specdistill_jax.drafters import feature
+from specdistill_jax.losses import chunked
 from specdistill_jax.losses import objectives
 from specdistill_jax.models import base
 from specdistill_jax.training import laws
@@ -100,6 +101,8 @@ def test_a_step_is_held_to_what_the_one_before_is_held_to_a_place_further(kind):
     np.testing.assert_array_equal(later.taught_btd[:, :-1], earlier.taught_btd[:, 1:])
     assert not np.any(later.taught_btd[:, -1])  # behind the row, where chunks are filled with zeros
     assert not np.any(later.mask_bt[:, -1])
+  module = draft(kind).module if kind in KINDS else drafts.tiny(kind, target()).module
+  assert isinstance(laws.heads(module, target().module)[1], chunked.Sliding)
 
 
 @pytest.mark.parametrize('kind', KINDS)
