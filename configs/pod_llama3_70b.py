@@ -12,7 +12,9 @@ Slice: v5e:8x8. Both models lie over all 64 chips, the teacher in bfloat16: head
 vocabulary over 4 (tensor), the width over 16, from which they are gathered layer by layer. Over
 64 (and tensor=1) the network would carry 2.6 times as much and a rollout read four times as much:
 an on-policy step of 1.7 s in place of 1.2 s. Decoding, batch 1, is the work of one host and splits
-both models over the 4 chips of v5p:2x2x1, two key heads on each.
+both models over the 4 chips of v5p:2x2x1, two key heads on each. Held-out figures while it learns
+are of both laws on held-out rows: nothing is decoded, for which the teacher would be gathered.
+Prompts have at most 768 tokens, so that a row with its rollout has 1,024.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 
