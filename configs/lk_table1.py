@@ -21,7 +21,7 @@ MT-bench's later questions (docs/full_scale.md). The twin has a target of 1.3M, 
 more competitors, and a vocabulary of 8,192; the toy figure (one Gaussian to a mixture of three) is
 `specdistill_jax.losses.toy`, with a notebook cell.
 
-Cost: full scale not run, and its programs are not in docs/tpu_slices.md. Twin: half an hour of
+Cost: full scale not run; what its programs need is in docs/tpu_slices.md. Twin: half an hour of
 one idle core (40 s an arm), 75 minutes of a busy one.
 
 Published: all of the table, below. What its means say of EAGLE-3: at T = 1 the hybrid gains 3.8 %,
