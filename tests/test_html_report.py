@@ -123,6 +123,10 @@ def test_categories_have_a_table(page):
   assert len(lines) == 1 + 9 and lines[1][0] == '1'  # temperature 1 alone has categories
 
 
+def test_long_answers_are_lists(page, path):
+  assert len(page.all('li')) == path.with_name('report.md').read_text().count('\n- ') > 2
+
+
 def test_every_setting_is_a_point(data, summaries):
   assert [(point['method'], point['temperature'], point['rule'], point['lossless'],
            point['quality']) for point in data['points']] == [

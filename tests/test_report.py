@@ -99,6 +99,7 @@ def test_answers_of_a_success(summaries):
   assert faster.count(': yes;') == 2
   assert 'c = 0.10 and v = 1.40' in prediction and 'too far' not in prediction
   assert length.count(' is best (') == 6 and 'x at 4*; ' in length
+  assert length.count('\n- ') == 6 and '\n\nPredicted from' in length  # a list
   assert length.count('x by the clock') == 12 and 'x at 3, ' in length
 
 

@@ -19,6 +19,14 @@ def _range(interval: intervals.Interval | None, scale: float = 1.0, sign: str = 
   return f' [{low:{sign}.2f}, {high:{sign}.2f}]'
 
 
+def _told(sentences: Sequence[str], after: str = '') -> str:
+  """One or two in a line, more as a list; then what is true of all."""
+  if len(sentences) <= 2:
+    return ' '.join((*sentences, *([after] if after else ())))
+  lines = '\n'.join(f'- {sentence}' for sentence in sentences)
+  return '\n\n'.join(('', lines, *([after] if after else ())))
+
+
 def _at(summary: summary_lib.Summary) -> str:
   return f'temperature {summary.temperature:g}'
 
@@ -69,7 +77,7 @@ def _distillation(summaries: Summaries, samples: int) -> str:
                    f'{_range(gain_range)}{_verdict(gain, gain_range, 1.0)}')
     sentences.append(sentence + '.')
   if sentences:
-    return ' '.join(sentences)
+    return _told(sentences)
   if any(one.is_distilled for one in summaries):
     return 'The draft was distilled from scratch: there is no earlier one to compare with.'
   return 'Nothing was distilled in this study.'
@@ -144,9 +152,9 @@ def _draft_length(summaries: Summaries) -> str:
         + (f', {clock[point.gamma]:.2f}x by the clock' if point.verify_measured else '*')
         for point in points)
     sentences.append(f'{longest.method} at {_at(longest)}: {advice} ({curve}).')
-  return (f'{" ".join(sentences)} Predicted from the acceptance by position of the longest '
-          'draft, beside what was measured; a star marks lengths that were not run, where v is '
-          'interpolated between those that were.')
+  return _told(sentences, 'Predicted from the acceptance by position of the longest draft, beside '
+               'what was measured; a star marks lengths that were not run, where v is '
+               'interpolated between those that were.')
 
 
 def _other_ways(summaries: Summaries, headline: Summaries, samples: int) -> list[str]:
@@ -162,7 +170,7 @@ def _other_ways(summaries: Summaries, headline: Summaries, samples: int) -> list
     sentences.append(
         f'{s.method}, {s.way}, at {_at(s)} and γ = {gamma}: block efficiency {tau:.2f}x'
         f'{_range(tau_range)} and speed {speed:.2f}x{_range(speed_range)} those of {plain.way}.')
-  return [f'**What do other lossless ways buy?** {" ".join(sentences)}'] if sentences else []
+  return [f'**What do other lossless ways buy?** {_told(sentences)}'] if sentences else []
 
 
 def _trees(summaries: Summaries, headline: Summaries, samples: int) -> list[str]:
@@ -180,7 +188,7 @@ def _trees(summaries: Summaries, headline: Summaries, samples: int) -> list[str]
         f'have {tau:.2f}x{_range(tau_range)} the block efficiency and {speed:.2f}x'
         f'{_range(speed_range)} the speed of its fastest chain, γ = {chain.gamma} '
         f'(v = {s.verify_ratio:.2f} against {chain.verify_ratio:.2f}).')
-  return [f'**What do trees buy?** {" ".join(sentences)}'] if sentences else []
+  return [f'**What do trees buy?** {_told(sentences)}'] if sentences else []
 
 
 def _tradeoff(summaries: Summaries, max_quality_drop: float | None) -> list[str]:

@@ -36,6 +36,18 @@ def _inline(text: str) -> str:
   return re.sub(r'(?<![\w*])\*(?!\s)([^*]+?)\*(?![\w*])', r'<em>\1</em>', text)
 
 
+def _answer(text: str) -> str:
+  """A question and its answer: paragraphs, and a list where there is much to say."""
+  parts = []
+  for block in text.split('\n\n'):
+    if block.startswith('- '):
+      items = ''.join(f'<li>{_inline(line[2:])}</li>' for line in block.splitlines())
+      parts.append(f'<ul>{items}</ul>')
+    else:
+      parts.append(f'<p>{_inline(block)}</p>')
+  return ''.join(parts)
+
+
 def _color(method: str, colors: Mapping[str, str]) -> str | None:
   """Of a cell that names a method; None where that is the target alone."""
   return colors.get(method.removesuffix(', lossy'))
@@ -205,7 +217,7 @@ def write(path: pathlib.Path, summaries: Sequence[summary_lib.Summary], *, title
   library, script = offline.get_plotlyjs(), (PAGE / 'page.js').read_text(encoding='utf-8')
   filled = dict(
       title=html.escape(title), setting=_inline(setting), notes=_inline(notes),
-      answers='\n'.join(f'<p>{_inline(answer)}</p>' for answer in answers),
+      answers='\n'.join(map(_answer, answers)),
       results=_table('results-table', results, colors),
       categories=_categories(categories, colors),
       training=_training(training, colors, figures), samples=_samples(samples, colors),

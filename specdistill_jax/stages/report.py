@@ -254,6 +254,6 @@ def show(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   console.print(shown)
   for answer in answers.write(summaries, samples=samples,
                               max_quality_drop=config.evaluate.max_quality_drop):
-    console.print(answer.replace('**', ''), highlight=False)
+    console.print(answer.replace('**', '').replace('\n\n', '\n'), highlight=False)
   console.print(f'Report: {workdir / "report.md"}, to explore: {workdir / "report.html"}',
                 highlight=False)
