@@ -202,7 +202,7 @@ def test_rows_from_rounds_of_known_figures():
       prompts_bt=np.ones((1, 4), np.int32), new_tokens=10, sampling=sampling)
   results = {
       suite.ALONE: _run(2.0, 1.0, 10, 10),
-      suite.CLOCK: {2: step_costs.StepSeconds(target=0.2, draft=0.02, verify=0.3)},
+      suite.CLOCK: {2: step_costs.StepSeconds(0.2, (0.02, 0.01), (0.2, 0.3))},
       suite.MEMORY: dict(slow=1e-6, fast=5e-6),
       (suite.SPECULATIVE, 2): _run(1.0, 1.5, 10, 4, (4, 3), (3, 3)),
       (suite.SIMULATED, 2): _run(1.6, 1.5, 10, 5, (5, 3), (3, 2)),

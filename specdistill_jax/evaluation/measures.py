@@ -96,9 +96,8 @@ def figures(fields: Mapping[str, Any], alone: Sequence[latency.Run], runs: Seque
   stats = [run.generation.stats for run in runs]
   reached = sum(s.reached_bg.sum(axis=0) for s in stats)
   accepted = sum(s.accepted_bg.sum(axis=0) for s in stats)
-  target = sum(step.target for step in steps)
-  cost_ratio = sum(step.draft for step in steps) / target
-  verify_ratio = sum(step.verify for step in steps) / target
+  target_seconds, draft_seconds, verify_seconds = step_costs.mean(steps)
+  cost_ratio, verify_ratio = draft_seconds / target_seconds, verify_seconds / target_seconds
   tau = float(intervals.ratio(block_efficiency_counts(total)))
   drafted_per_call = float(intervals.ratio(drafted_counts(total)))
   draft_steps = steps_per_call(fields['tree'], fields['gamma'], drafted_per_call)
@@ -114,9 +113,8 @@ def figures(fields: Mapping[str, Any], alone: Sequence[latency.Run], runs: Seque
       acceptance_by_position=acceptance.by_position(accepted, reached),
       reached_by_position=reached.tolist(), accepted_by_position=accepted.tolist(),
       cost_ratio=cost_ratio, verify_ratio=verify_ratio,
-      target_step_seconds=target / len(steps),
-      draft_step_seconds=sum(step.draft for step in steps) / len(steps),
-      verify_seconds=sum(step.verify for step in steps) / len(steps),
+      target_step_seconds=target_seconds, draft_step_seconds=draft_seconds,
+      verify_seconds=verify_seconds,
       tokens_per_second=per_second('emitted', 'seconds'),
       autoregressive_tokens_per_second=per_second('autoregressive_emitted',
                                                   'autoregressive_seconds'),

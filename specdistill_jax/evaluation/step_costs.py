@@ -8,10 +8,11 @@ In a decode loop a draft's first step finds the target's weights in the caches, 
 a verification the draft's. Steps timed by themselves would be too fast: each draft block is
 timed after a pass over the target's weights and each verification after one over the draft's,
 and the time of the passes alone is taken off; what is left counts unless it is less than
-the same without passes, as noise makes it for small models.
+the same without passes, as noise makes it for small models. That is judged of the means over all
+calls (`mean`): the larger of two noisy times is too large, however many calls there are.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 import dataclasses
 import functools
 import time
@@ -44,10 +45,18 @@ class StepSeconds:
   """Seconds of one target step, one draft step, and one verification of root and draft.
 
   A draft step is a token of a chain, or a level of a tree on the mean, catching up included.
+  Draft steps and verifications are timed alone, and with the other model's weights in the caches.
   """
   target: float
-  draft: float
-  verify: float
+  draft: Sequence[float]
+  verify: Sequence[float]
+
+
+def mean(steps: Sequence[StepSeconds]) -> tuple[float, float, float]:
+  """Seconds of a target step, a draft step and a verification, over any number of calls."""
+  draft, verify = (max(sum(times) / len(steps) for times in zip(*of, strict=True))
+                   for of in ([step.draft for step in steps], [step.verify for step in steps]))
+  return sum(step.target for step in steps) / len(steps), draft, verify
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -217,7 +226,7 @@ class Clock:
     output = self._cycle(setting, *inputs)[1]
     seconds = self._after_passes(self._module, setting, inputs, lambda passing, state: (
         _draft_steps(drafter, self._module, passing, output, state, steps=self._steps)))
-    return seconds / setting.drafter.gamma
+    return [one / setting.drafter.gamma for one in seconds]
 
   def _verify(self, setting, *inputs):
     drafter = setting.drafter
@@ -227,11 +236,12 @@ class Clock:
         rule=setting.rule, sampling=self._sampling, steps=self._steps))
 
   def _after_passes(self, weights, setting, inputs, call):
-    """Seconds of a step of `call` that finds `weights` in the caches, without their reading."""
+    """Seconds of a step of `call`, alone, and with `weights` in the caches, less their reading."""
     calls = dict(alone=functools.partial(call, False), both=functools.partial(call, True),
                  passes=lambda state: _passes(weights, state, steps=self._steps))
     seconds = {}
     for name, one in calls.items():
       state = self._read(setting, *inputs)
       seconds[name], _ = timed(lambda: one(state))
-    return max(seconds['alone'], seconds['both'] - seconds['passes']) / self._steps
+    return [one / self._steps for one in (
+        seconds['alone'], seconds['both'] - seconds['passes'])]

@@ -122,9 +122,12 @@ def _speculative_row(case: Case, rounds: Sequence[contest.Round], kind: str,
   reached, accepted = (sum(getattr(s, name).sum(axis=0) for s in stats)
                        for name in ('reached_bg', 'accepted_bg'))
   tau = float(sum(s.emitted_b.sum() for s in stats) / sum(s.target_calls_b.sum() for s in stats))
-  clock = lambda part: lambda one: getattr(one.results[CLOCK][gamma], part)
-  cost_ratio = contest.ratio(rounds, clock('draft'), clock('target'))[0]
-  verify_ratio = contest.ratio(rounds, clock('verify'), clock('target'))[0]
+  clock = lambda one: one.results[CLOCK][gamma]
+  # The larger of both medians, as in `step_costs.mean`.
+  cost_ratio, verify_ratio = (max(
+      contest.ratio(rounds, lambda one: getattr(clock(one), part)[which],
+                    lambda one: clock(one).target)[0] for which in (0, 1))
+      for part in ('draft', 'verify'))
   measured, interval = contest.ratio(rounds, _seconds(ALONE), _seconds((kind, gamma)))
   predicted = measures.speedup_predicted(tau, gamma, cost_ratio, verify_ratio)
   rule = case.rules[gamma][kind == SIMULATED]
