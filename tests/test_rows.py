@@ -159,7 +159,7 @@ def test_arms_of_as_many_seeds_are_paired_and_others_have_their_own():
   """An arm of one seed over one of three, whose seeds differ and whose prompts do not."""
   seeds = np.broadcast_to(np.array([1., 2., 3.])[:, None], (3, 6))
   wide, narrow = np.stack([seeds, np.ones((3, 6))], -1), np.ones((1, 6, 2))
-  compare = lambda *arms: intervals.bootstrap(arms, intervals.ratio_of_ratios, samples=500)
+  compare = lambda *arms: intervals.bootstrap(arms, intervals.ratio_of_ratios, samples=5000)
   assert compare(wide, wide) == (1.0, 1.0)
   assert compare(wide, narrow) == (1.0, 3.0)
   assert compare(narrow, wide) == (pytest.approx(1 / 3), 1.0)

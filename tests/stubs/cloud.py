@@ -18,6 +18,12 @@ SETTINGS = dict(
     PROJECT='proj', ZONE='us-west4-a', BUCKET='gs://bucket/sd', NAME='mine',
     ACCELERATOR_TYPE='v5litepod-16', RUNTIME_VERSION='v2-alpha-tpuv5-lite', XPK_CLUSTER='pond',
     DOCKER_IMAGE='image')
+# Replaces itself by what it is given: a test before this one may have left the signal ignored or
+# blocked in its process, and both are inherited.
+_HEARING = """import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+os.execv(sys.argv[1], sys.argv[1:])"""
 AT = ['--project=proj', '--zone=us-west4-a', '--quiet']
 ENVIRONMENT = f"""mkdir -p "$home/code/.venv/bin"
 ln -sf {sys.executable} "$home/code/.venv/bin/python"
@@ -44,8 +50,10 @@ class Cloud:
         SPECDISTILL_COPY_SECONDS='2', STUB_HOST='here')
 
   def start(self, script, *arguments):
+    """Begins a script, which hears Ctrl-C even where the tests were begun so as not to."""
     return subprocess.Popen(
-        [self.repository / 'launch' / script, *arguments], cwd=self.repository, text=True,
+        [sys.executable, '-c', _HEARING, self.repository / 'launch' / script, *arguments],
+        cwd=self.repository, text=True,
         env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL, start_new_session=True)
 
