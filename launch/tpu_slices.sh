@@ -23,7 +23,7 @@ tables=(distillspec_speedup:{gsm8k,wmt14_en_de,cnn_dailymail}'=on_policy,specula
         distillspec_transfer:{bbh_standard,xxl_standard}'=speculate'
         distillspec_garden:distil_small'=on_policy,speculate'
         distillspec_garden:distil_{base,large,xl}'=on_policy'
-        distillspec_garden:served_{base,large}'=on_policy,speculate'
+        distillspec_garden:served_{base,large,xl}'=on_policy,speculate'
         fspad_spec_bench:{vicuna_7b,vicuna_33b,llama3_8b,llama3_70b}_eagle'=train,speculate'
         fspad_ablation:no_{sampling,alignment}'=train,speculate'
         lk_table1:{eagle3,medusa,mlp}'=train,speculate'
