@@ -6,19 +6,20 @@ with eta 10; the MLP speculator by KL, -log alpha and the hybrid with eta 3. A c
 losses arms of one study: same target, data, steps, seeds. Chains of 7 (Medusa, MLP: 6), forward KL
 is what all are compared with.
 
-  launch/tpu_sweep.sh --slices=3 --delete configs/lk_table1.py --config.bucket=gs://...
+  launch/tpu_sweep.sh --slices=2 --cells=0,2 --delete configs/lk_table1.py --config.bucket=gs://...
+                                         (then --slices=1 --cells=1, Medusa, on a slice of v5e:4x4)
   python -m specdistill_jax.main --config=configs/lk_table1.py:small --workdir=runs/lk1 --sweep=all
   python -m specdistill_jax.tables --config=configs/lk_table1.py:small --workdir=runs/lk1
 
 Full scale: 10 epochs of 660,000 answers of the target to Infinity-Instruct's prompts, lr 4e-4, 64
-rows a step, cosine, clip 0.5, v5e:2x4 (docs/full_scale.md). Ours, since they are not stated: row
-length (2,048), tokens of an answer (512), a last learning rate of 0, no weight decay, the MLP's
-inner width (the target's) and that its positions share weights (tied, or they would not fit),
-Medusa's own heads, and that the last answer of a conversation is
-written anew. What is decoded is the paper's, MT-bench, HumanEval and GSM8K as a whole, but for
-MT-bench's later questions (docs/full_scale.md). The twin has a target of 1.3M, a vocabulary of
-4,096, chains of 5 (4), and held-out text for prompts. configs/lk_losses.py has these losses with
-more competitors, and a vocabulary of 8,192; the toy figure (one Gaussian to a mixture of three) is
+rows a step, cosine, clip 0.5, v5e:2x4 and v5e:4x4 (docs/full_scale.md). Ours, since they are not
+stated: row length (2,048), tokens of an answer (512), a last learning rate of 0, no weight decay,
+the MLP's inner width (the target's) and that its positions share weights (tied, or they would not
+fit), Medusa's own heads, and that the last answer of a conversation is written anew. What is
+decoded is the paper's, MT-bench, HumanEval and GSM8K as a whole, but for MT-bench's later questions
+(docs/full_scale.md). The twin has a target of 1.3M, a vocabulary of 4,096, chains of 5 (4), and
+held-out text for prompts. configs/lk_losses.py has these losses with more competitors, and a
+vocabulary of 8,192; the toy figure (one Gaussian to a mixture of three) is
 `specdistill_jax.losses.toy`, with a notebook cell.
 
 Cost: full scale not run; what its programs need is in docs/tpu_slices.md. Twin: half an hour of

@@ -6,13 +6,14 @@ fine-tuned. Mixtures of experts are not among the models here, so that cells at 
 of the two Llamas; the other targets' published figures stand without a line beside them. A cell is
 a target and a draft, its losses arms of one study.
 
-  launch/tpu_sweep.sh --slices=3 --cells=0-2 --delete configs/lk_table2.py \
-    --config.bucket=gs://...     (the 8B; then --cells=3, the 70B)
+  launch/tpu_sweep.sh --slices=2 --cells=0,2 --delete configs/lk_table2.py \
+    --config.bucket=gs://...     (the 8B; then --slices=1 --cells=1, Medusa, and --cells=3, the 70B)
   python -m specdistill_jax.main --config=configs/lk_table2.py:small --workdir=runs/lk2 --sweep=all
   python -m specdistill_jax.tables --config=configs/lk_table2.py:small --workdir=runs/lk2
 
-Settings as in configs/lk_table1.py; the 8B on v5e:2x4, the 70B on v5e:4x8. The twin has all four
-drafts on a target of 1.3M (MTP from scratch, not fine-tuned) and EAGLE-3 on one of 4.3M.
+Settings as in configs/lk_table1.py; the 8B on v5e:2x4 (Medusa v5e:4x4), the 70B on v5e:4x8. The
+twin has all four drafts on a target of 1.3M (MTP from scratch, not fine-tuned) and EAGLE-3 on one
+of 4.3M.
 
 Cost: full scale not run; what its programs need is in docs/tpu_slices.md. Twin: the first three
 cells took over arms of configs/lk_table1.py's; the others 45 minutes of a very busy machine.

@@ -30,9 +30,7 @@ NOT_YET_COMPILED = {
     'distillspec_garden': {f'{step}_{size}' for step in ('raw', 'served')
                            for size in ('base', 'large', 'xl')},
     'fspad_spec_bench': {'vicuna_33b_eagle', 'llama3_70b_eagle'},
-    'fspad_ablation': {'no_alignment'},
-    'lk_table1': {'medusa'},
-    'lk_table2': {'llama3_8b_medusa', 'llama3_70b_eagle3'},
+    'lk_table2': {'llama3_70b_eagle3'},
 }
 
 
