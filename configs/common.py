@@ -381,7 +381,8 @@ def lk_pod(name: str, target: str, draft: str) -> ml_collections.ConfigDict:
     config.mesh.update(fsdp=1, tensor=-1)
     config.draft.model.tied = True
   config.distill.train.update(
-      steps=103_125, batch_size=64, accumulation=4 if draft == 'medusa' else 8,
+      steps=103_125, batch_size=64,
+      accumulation=4 if draft == 'medusa' or target == 'llama3_70b' else 8,
       learning_rate=4e-4, schedule='cosine', warmup_steps=100, final_fraction=0.0, clip_norm=0.5,
       clip_value=None, weight_decay=0.0, remat='full')
   config.evaluate.update(gammas=(6 if draft in ('medusa', 'mlp') else 7,), trees=(),

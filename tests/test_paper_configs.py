@@ -1,6 +1,7 @@
 """The papers' tables as configs: every study of each, full scale and twin, holds together."""
 
 import json
+import math
 import pathlib
 import re
 
@@ -28,8 +29,8 @@ NAMES = ('distillspec_speedup', 'distillspec_methods', 'distillspec_recipe',
 # Where docs/tpu_slices.md has no program of these shapes; all other studies must be there.
 NOT_YET_COMPILED = {
     'distillspec_garden': {f'{step}_{size}' for step in ('raw', 'served')
-                           for size in ('base', 'large', 'xl')},
-    'fspad_spec_bench': {'vicuna_33b_eagle', 'llama3_70b_eagle'},
+                           for size in ('large', 'xl')},
+    'fspad_spec_bench': {'vicuna_33b_eagle'},
     'lk_table2': {'llama3_70b_eagle3'},
 }
 
@@ -288,6 +289,20 @@ def _largest(config):
   if config.evaluate is not None:
     found.add((config.study, 'speculate', config.evaluate.topology))
   return found or {(config.study, 'target', config.topology)}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_batches_at_full_scale_divide_over_their_slice(name):
+  for cell, config in studies(name, '').items():
+    sizes = config.mesh.to_dict()
+    taken = math.prod(size for size in sizes.values() if size != -1)
+    count = math.prod(map(int, chips.split(config.topology)[1].split('x')))
+    rows = math.prod(count // taken if size == -1 else size
+                     for axis, size in sizes.items() if axis != 'tensor')
+    for section in (config.target, config.draft, config.distill):
+      if section is not None:
+        train = section.train
+        assert train.batch_size % (train.accumulation * rows) == 0, (cell, rows)
 
 
 @pytest.mark.parametrize('name', NAMES)
