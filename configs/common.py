@@ -190,6 +190,9 @@ def distill() -> ml_collections.ConfigDict:
           tensor=_optional(int),
       )),
       seeds=(0, 1),            # an arm each
+      # The folder `distill` of another study, whose arms of these names are taken as they are:
+      # nothing is trained, train.steps says what they have behind them.
+      init_from=_optional(str),
       control=True,            # as many further cross-entropy steps, for an equal-compute row
       train=train(),
   ))

@@ -2,22 +2,19 @@
 
 Zhou et al. 2023 (arXiv 2310.08461) distil on GSM8K and decode the 23 tasks of BIG-bench-hard
 (zero-shot chain of thought, speed only), and put a draft that was distilled from T5 XL under T5
-XXL. A cell that only decodes takes its models from earlier ones: `bbh_standard` the undistilled
-draft, `bbh_distilled` the distilled one; `xxl` trains the larger target, `xxl_standard` and
-`xxl_distilled` decode it with both drafts.
+XXL. The cell `train` distils, with a control; `bbh` decodes its target with all of its drafts on
+the other tasks, and `xxl` trains the larger target and decodes that with them.
 
   launch/tpu_sweep.sh --slices=1 --cells=0 configs/distillspec_transfer.py \
-    --config.bucket=gs://...              (full scale; then likewise --cells=1,2 and, on another
-                                           slice, --cells=3 and after it --cells=4,5)
+    --config.bucket=gs://...      (full scale; then likewise --cells=1 and, on its own, --cells=2)
   python -m specdistill_jax.main --config=configs/distillspec_transfer.py:small \
     --workdir=runs/transfer --sweep=all
   python -m specdistill_jax.tables --config=configs/distillspec_transfer.py:small \
     --workdir=runs/transfer
 
 bbh reads a folder with BIG-bench-hard's JSON files (docs/full_scale.md); XXL needs v4:2x2x4, so
-that its cells have commands and a launch/tpu.env of their own; 4 and 5 take the target of cell 3.
-The twin distils on running text and decodes functions to summaries (`bbh_…`), a decoder pair in the
-vocabulary of the first cell.
+that its cell has a command and a launch/tpu.env of its own. The twin distils on running text and
+decodes functions to summaries (`bbh`), in the vocabulary of the first cell.
 
 Cost: full scale not run. Twin: 57 minutes on one core of a very busy machine.
 
@@ -34,34 +31,36 @@ import ml_collections
 
 from configs import common
 
-_ALL = ('train', 'bbh_standard', 'bbh_distilled', 'xxl', 'xxl_standard', 'xxl_distilled')
+_ALL = ('train', 'bbh', 'xxl')
 CELLS = {'': _ALL, 'small': _ALL}
 PLOTS = ('bars',)
 _BBH = 'DistillSpec, Fig. 1, average of 23 tasks'
+_DISTILLED = dict(objective='forward_kl')
 PUBLISHED = (
     *common.published(
         'speed-up', _BBH, 'secondary', columns=(dict(temperature=0.0), dict(temperature=1.0)),
-        lines=((dict(cell='bbh_standard'), ('1.93x', '1.78x')),
-               (dict(cell='bbh_distilled'), ('2.21x', '2.02x')))),
+        lines=((dict(cell='bbh', objective='none'), ('1.93x', '1.78x')),
+               (dict(cell='bbh', **_DISTILLED), ('2.21x', '2.02x')))),
     *common.published(
         'gain in speed over standard SD', _BBH, 'derived',
         columns=(dict(temperature=0.0), dict(temperature=1.0)),
-        lines=((dict(cell='bbh_distilled'), ('+14.5 %', '+13.5 %')),)),
+        lines=((dict(cell='bbh', **_DISTILLED), ('+14.5 %', '+13.5 %')),)),
     *common.published(
         'gain in speed over standard SD, transfer tasks', 'DistillSpec, abstract', 'paper',
-        columns=({},), lines=((dict(cell='bbh_distilled'), ('26 %',)),)),
+        columns=({},), lines=((dict(cell='bbh', **_DISTILLED), ('26 %',)),)),
     *common.published(
         'gain in speed over the undistilled draft, T5 XXL', 'DistillSpec', 'secondary',
-        columns=({},), lines=((dict(cell='xxl_distilled'), ('7-37 %',)),)))
+        columns=({},), lines=((dict(cell='xxl', **_DISTILLED), ('7-37 %',)),)))
 
 
 def baseline(cell: str) -> dict:
-  return dict(cell=cell.replace('distilled', 'standard'), objective='none')
+  del cell
+  return dict(objective='none')
 
 
 def _full(name: str, cell: str) -> ml_collections.ConfigDict:
-  config = common.distillspec_t5(name, 'gsm8k', 'xxl' if cell.startswith('xxl') else 'xl')
-  if cell.startswith('bbh'):
+  config = common.distillspec_t5(name, 'gsm8k', 'xxl' if cell == 'xxl' else 'xl')
+  if cell == 'bbh':
     # 256 tokens more than GSM8K's longest prompts: some of these are longer.
     config.task.update(name='bbh', data_dir='{bucket}/bbh', max_length=1088,
                        max_inputs=768, max_targets=320)
@@ -70,10 +69,10 @@ def _full(name: str, cell: str) -> ml_collections.ConfigDict:
 
 def _small(name: str, cell: str) -> ml_collections.ConfigDict:
   config = common.distillspec_twin(name, 'lm1b')
-  if cell.startswith('bbh'):
+  if cell == 'bbh':
     config.task.update(common.TWIN_TASKS['xsum'])
     config.evaluate.max_new_tokens = 32
-  if cell.startswith('xxl'):
+  if cell == 'xxl':
     config.target.model.update(num_layers=6, width=256, num_heads=4, num_kv_heads=4,
                                mlp_width=704)
     config.target.train.steps = 300
@@ -84,9 +83,7 @@ def _study(scale: str, cell: str) -> ml_collections.ConfigDict:
   name = '_'.join(filter(None, ('distillspec_transfer', scale, cell)))
   config = (_small if scale == 'small' else _full)(name, cell)
   if cell != 'train':
-    config.distill = None
-  if cell == 'xxl':
-    config.evaluate = None
+    config.distill.init_from = '{sweep}/cell-0/distill'
   return config
 
 
@@ -95,13 +92,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
 
 
 def get_sweep(arg: str = '') -> list:
-  """Cells that only decode compare one distilled draft, of seed 0."""
-  standard, distilled = ('train', 'draft'), ('train', 'distill/forward_kl-draft-seed0')
-  own, larger = ('train', 'target'), ('xxl', 'target')
-  taken = {'bbh_standard': dict(target=own, draft=standard),
-           'bbh_distilled': dict(target=own, draft=distilled),
-           'xxl': dict(draft=standard),
-           'xxl_standard': dict(target=larger, draft=standard),
-           'xxl_distilled': dict(target=larger, draft=distilled)}
+  own, draft = ('train', 'target'), ('train', 'draft')
   return common.sweep({cell: _study(arg, cell) for cell in CELLS[common.scale_of(arg, CELLS)]},
-                      taken)
+                      dict(bbh=dict(target=own, draft=draft), xxl=dict(draft=draft)))

@@ -19,8 +19,8 @@ studies=(pod_llama3_70b pod_lm1b pod_qwen3_32b pod_t5_xl pod_t5_xxl
 
 # Of the papers' tables at full scale what no study above has: a training and a decoding program.
 tables=(distillspec_speedup:{gsm8k,wmt14_en_de,cnn_dailymail}'=on_policy,speculate'
-        distillspec_transfer:xxl'=target'
-        distillspec_transfer:{bbh_standard,xxl_standard}'=speculate'
+        distillspec_transfer:bbh'=speculate'
+        distillspec_transfer:xxl'=target,speculate'
         distillspec_garden:distil_small'=on_policy,speculate'
         distillspec_garden:distil_{base,large,xl}'=on_policy'
         distillspec_garden:served_{base,large,xl}'=on_policy,speculate'

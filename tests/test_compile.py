@@ -84,8 +84,8 @@ def test_what_decodes_beside_training_is_a_program_with_all_that_is_held(name, t
 
 
 @pytest.mark.parametrize('name, programs_of_it', [
-    ('distillspec_transfer.py:xxl', ('target',)),
-    ('distillspec_transfer.py:bbh_standard', ('target', *programs.DECODING)),
+    ('distillspec_transfer.py:xxl', ('target', *programs.DECODING)),
+    ('distillspec_garden.py:raw_xl', ('target', *programs.DECODING)),
     ('distillspec_garden.py:distil_base', ('target', 'train', 'on_policy', 'held_out')),
     ('lk_table1.py', ('train', 'held_out', 'samples', *programs.DECODING)),
     ('pod_feature_llama3.py:8b-eagle3', ('train', 'held_out', *programs.DECODING)),

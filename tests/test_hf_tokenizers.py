@@ -24,6 +24,7 @@ from specdistill_jax.data import shards
 from specdistill_jax.data import tokenizers
 from specdistill_jax.stages import checks
 from specdistill_jax.stages import distill
+from specdistill_jax.stages import imports
 from specdistill_jax.stages import prepare
 from specdistill_jax.stages import token_rows
 from specdistill_jax.stages import train
@@ -255,6 +256,26 @@ def test_other_vocabularies_are_still_refused(pair, tmp_path):
   (tmp_path / 'tokenizer.json').unlink()
   with pytest.raises(ValueError, match='vocabulary of 320 tokens and draft one of 308'):
     api.check_same_vocabulary(target, pretrained.load(tmp_path))
+
+
+def test_what_is_imported_together_has_one_vocabulary(pair, tmp_path):
+  """Target, draft, and the arms of another study."""
+  arm = tmp_path / 'forward_kl-draft-seed0'
+  arm.mkdir()
+  write_json_tokenizer(arm)
+  path = arm / 'tokenizer.json'
+  path.write_text(path.read_text().replace('<|user|>', '<|other|>'))
+  write_model(arm, 308)
+  config = studies.config()
+  config.target.init_from, config.distill.init_from = str(pair / 'target'), str(tmp_path)
+  config.distill.update(data_source='draft')
+  with pytest.raises(ValueError, match='target and .*-seed0 have different vocabularies'):
+    imports.vocabulary(config)
+  config.target.init_from = None
+  assert imports.vocabulary(config) is not None
+  config.distill.init_from = str(pair)
+  with pytest.raises(ValueError, match='no directory'):
+    imports.vocabulary(config)
 
 
 def test_convert_there_and_back(pair, tmp_path, capsys):

@@ -69,6 +69,8 @@ def test_the_sweep_makes_these_studies_but_for_what_they_take_from_earlier_ones(
   assert len(config_files.cells(path)) == len(cells)
   for number, cell in enumerate(cells):
     config = config_files.load(path, str(number))
+    if config.distill is not None and config.distill.init_from is not None:
+      _check_taken_arms(path, number, config)
     for which in ('target', 'draft'):
       source = config[which].init_from
       if source == single[cell][which].init_from:
@@ -81,6 +83,16 @@ def test_the_sweep_makes_these_studies_but_for_what_they_take_from_earlier_ones(
         config[which].init_from = single[cell][which].init_from
         config[which].train.steps = single[cell][which].train.steps
     assert config.to_dict() == single[cell].to_dict()
+
+
+def _check_taken_arms(path, number, config):
+  """The arms will be there, each with as many steps as its row says."""
+  earlier, = re.fullmatch(r'\{sweep\}/cell-(\d+)/distill', config.distill.init_from).groups()
+  assert int(earlier) < number, 'cells run in order'
+  origin = config_files.load(path, earlier)
+  assert distill.arm_names(config) == distill.arm_names(origin)
+  assert config.distill.train.steps == origin.distill.train.steps
+  assert config.draft.model.to_dict() == origin.draft.model.to_dict()
 
 
 def _check_origin(origin, folder, model):
@@ -248,9 +260,13 @@ PROGRAM = ('topology', 'mesh', 'evaluate.topology', 'evaluate.mesh', 'evaluate.m
 def _run_by(config, fields):
   """Of such fields those of the programs that this study runs."""
   left = ('evaluate',) if config.evaluate is None else ()
-  if config.distill is None:  # one that only decodes takes its models from earlier cells
+  if not _distils(config):  # it takes models from earlier cells
     left += ('distill',) if config.evaluate is None else ('distill', 'topology', 'mesh')
   return {name: value for name, value in fields.items() if not name.startswith(left)}
+
+
+def _distils(config):
+  return config.distill is not None and config.distill.init_from is None
 
 
 def _program(config):
@@ -283,7 +299,7 @@ def _recorded():
 def _largest(config):
   """Of the programs that a study runs, with their slices, those that hold most of its memory."""
   found = set()
-  if config.distill is not None:
+  if _distils(config):
     is_feature = families.is_feature_draft(config.draft.model)
     found.add((config.study, 'train' if is_feature else 'on_policy', config.topology))
   if config.evaluate is not None:

@@ -17,7 +17,9 @@ from specdistill_jax.checkpoints import digests
 from specdistill_jax.checkpoints import store
 from specdistill_jax.data import shards
 from specdistill_jax.models import decoder
+from specdistill_jax.stages import checks
 from specdistill_jax.stages import distill
+from specdistill_jax.stages import evaluate
 from specdistill_jax.stages import samples
 from specdistill_jax.stages import train
 from specdistill_jax.stages import workdirs
@@ -228,6 +230,40 @@ def test_models_that_only_decode_need_no_data_to_train_on(trained, tmp_path):
     config[which].init_from, config[which].train.steps = str(trained / which), 0
     train.run(config, tmp_path, which)
     assert store.load_model(tmp_path / which).config == store.load_config(trained / which)
+
+
+def test_arms_of_another_study_are_taken_as_they_are(workdir, trained, tmp_path_factory):
+  config, other = studies.config(), tmp_path_factory.mktemp('other')
+  config.distill.update(data_source='fixed', seeds=(0, 3))
+  config.evaluate.max_new_tokens = 6
+  distill.run(config, workdir)
+  for name in ('data', 'target', 'draft'):
+    (other / name).symlink_to(trained / name)
+  config.distill.init_from = str(workdir / 'distill')
+  checks.check(config)
+  for _ in range(2):  # what is there is left as it is
+    distill.run(config, other)
+  assert not (other / 'metrics.jsonl').exists(), 'nothing is trained'
+  drafts = evaluate.load_drafts(config, other)
+  assert [(draft.objective, draft.seed, draft.train_steps) for draft in drafts[1:]] == [
+      (objective, seed, config.distill.train.steps)
+      for seed in (0, 3) for objective in ('forward_kl', 'cross_entropy')]
+  leaves = [jax.tree.leaves(draft.model.module) for draft in drafts]
+  for found, wanted in zip(drafts, evaluate.load_drafts(config, workdir), strict=True):
+    jax.tree.map(np.testing.assert_array_equal, found.model.module, wanted.model.module)
+  assert any((a != b).any() for a, b in zip(leaves[1], leaves[3])), 'seeds differ'
+
+  (workdir / 'config.json').write_text('{}')
+  with pytest.raises(ValueError, match="distill.init_from is .*'distill' of the study.*not finish"):
+    checks.check(config)
+  (workdir / 'config.json').unlink()
+  config.distill.train.steps += 1
+  with pytest.raises(ValueError, match=f'train.steps is {config.distill.train.steps}; the arm '
+                     f'forward_kl-fixed-seed0 .* has {config.distill.train.steps - 1} steps'):
+    checks.check(config)
+  config.distill.seeds = (1,)
+  with pytest.raises(ValueError, match='with the arm forward_kl-fixed-seed1: .*model.json is mis'):
+    checks.check(config)
 
 
 def test_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(workdir):

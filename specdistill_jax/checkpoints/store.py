@@ -257,6 +257,19 @@ def weights_digest(directory: pathlib.Path | str) -> str:
   return found.hexdigest()
 
 
+def newest_step(directory: pathlib.Path | str) -> int:
+  """The last complete checkpoint of the model in `directory`; reads no weights.
+
+  Raises:
+    ValueError: no model is there, or no complete checkpoint of it.
+  """
+  directory = storage.path(directory)
+  read_model_file(directory)
+  if steps := ocp.utils.checkpoint_steps(storage.absolute(directory / 'checkpoints')):
+    return max(steps)
+  raise ValueError(f'{directory} holds no complete checkpoint: train that model first')
+
+
 def _newest_params(directory, steps) -> int:
   """The newest step whose parameters are as they were written."""
   for step in sorted(steps, reverse=True):
@@ -279,6 +292,13 @@ def load_vocabulary(directory: pathlib.Path | str) -> Any:
   """The vocabulary of the model in `directory`, or None."""
   directory = storage.path(directory)
   return _vocabulary(directory, read_model_file(directory)['vocabulary'])
+
+
+def vocabulary_path(directory: pathlib.Path | str) -> pathlib.Path | None:
+  """Where the vocabulary of the model in `directory` lies, if it has one."""
+  directory = storage.path(directory)
+  described = read_model_file(directory)['vocabulary']
+  return described and storage.resolve(directory, described['path'])
 
 
 def read_model_file(directory: pathlib.Path) -> dict[str, Any]:

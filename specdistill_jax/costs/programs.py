@@ -66,9 +66,9 @@ class Program:
 
 
 def names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """The programs of a study, of the stages that it has."""
+  """The programs of a study, of what it trains and decodes."""
   found = ['target'] if config.target.train.steps else []
-  if config.distill is not None:
+  if config.distill is not None and config.distill.init_from is None:
     found += ['train'] if families.is_feature_draft(config.draft.model) else ['train', 'on_policy']
     found += ['held_out'] * (config.distill.rollout.tensor != 0)
     found += ['samples'] * (_sampled(config) is not None)

@@ -139,13 +139,15 @@ def _training(config, places) -> dict[tuple[str, str | None], dict[str, float]]:
   """Of each arm what its training tells: cross-entropy, mean over seeds, and wall seconds.
 
   Seconds are those of the stage `distill` in all attempts, the target's samples included, over
-  its arms; there are none where an attempt was killed, since nobody knows how long it was.
+  its arms; there are none where an attempt was killed, since nobody knows how long it was, nor
+  where the arms are another study's.
   """
   names = distill.arm_names(config) if config.distill is not None else []
   found: dict[tuple[str, str | None], dict[str, list[float]]] = {}
   for place in places:
     done = workdirs.done_path(place, 'distill')
-    seconds = json.loads(done.read_text())['wall_seconds'] if done.exists() else None
+    seconds = (json.loads(done.read_text())['wall_seconds']
+               if done.exists() and config.distill.init_from is None else None)
     last = _last_cross_entropy(place)
     for name in names:
       arm = found.setdefault(distill.parse_arm(name)[:2], {})

@@ -14,16 +14,15 @@ from typing import Any
 
 import ml_collections
 
-from specdistill_jax import storage
 from specdistill_jax.data import chat
 from specdistill_jax.data import quality
 from specdistill_jax.stages import evaluate_checks
 from specdistill_jax.stages import feature_checks
+from specdistill_jax.stages import imports
 from specdistill_jax.stages import objective_checks
 from specdistill_jax.stages import places
 from specdistill_jax.stages import sources
 from specdistill_jax.stages import task_checks
-from specdistill_jax.stages import workdirs
 
 Rule = Callable[[Any], str | None]  # a value -> what would be right, or None if it is
 
@@ -185,7 +184,7 @@ LEGAL = dict(
         temperature=optional(POSITIVE),
         rollout=dict(temperature=NOT_NEGATIVE, max_new_tokens=whole(1), tensor=optional(whole(0)),
                      **SAMPLING),
-        seeds=each(whole(0)), control=truth, train=TRAIN),
+        seeds=each(whole(0)), control=truth, init_from=optional(text), train=TRAIN),
     evaluate=dict(
         temperatures=each(NOT_NEGATIVE), gammas=each(whole(1)),
         draft_sampling=each(one_of('sampled', 'greedy')), rules=_rules, trees=_trees,
@@ -250,17 +249,6 @@ def _check_model(model: Any, vocab_size: int, path: str) -> None:
     families.config(model, vocab_size=vocab_size)
   except (ValueError, TypeError) as error:
     raise ValueError(f'config.{path} is wrong: {error}') from error
-
-
-def _check_finished(section: Any, name: str) -> None:
-  """A model of a study is taken when it is trained, not as it happens to be."""
-  source = section.init_from
-  if source is None or places.is_open(source):
-    return
-  if unfinished := workdirs.unfinished(storage.path(source)):
-    workdir, stage = unfinished
-    raise ValueError(f'config.{name}.init_from is {source!r}, but stage {stage!r} of the study in '
-                     f'{workdir} has not finished; run that to its end first')
 
 
 def _check_init_from(section: Any, name: str) -> str:
@@ -344,6 +332,7 @@ def _check_distill(config: Any) -> None:
         f'{distill.data_source!r} is no mixture; use {mixtures}, or leave student_fraction at '
         f'{DEFAULT_STUDENT_FRACTION}')
   objective_checks.check(config, feature_checks.is_feature_draft(config, 'draft'))
+  imports.check_arms(config)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -351,13 +340,14 @@ def check(config: ml_collections.ConfigDict) -> None:
   _check_fields(config, LEGAL, '')
   _check_sections(config)
   models = [name for name in ('target', 'draft') if config[name] is not None]
-  imported = [f'{name}.init_from' for name in models if config[name].init_from is not None]
+  imported = [f'{name}.init_from' for name in ('target', 'draft', 'distill')
+              if config[name] is not None and config[name].init_from is not None]
   task_checks.check(config.task, next(iter(imported), None))
   _check_mesh(config.mesh, 'mesh')
   rows = math.prod(size for size in (config.mesh.data, config.mesh.fsdp) if size > 0)
   families = {}
   for name in models:
-    _check_finished(config[name], name)
+    imports.check_finished(config[name].init_from, f'{name}.init_from')
     if feature_checks.is_feature_draft(config, name):
       feature_checks.check(config)
       continue

@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 import ml_collections
 
 from specdistill_jax import api
+from specdistill_jax import processes
 from specdistill_jax import sharding
+from specdistill_jax import storage
 from specdistill_jax.checkpoints import store
 from specdistill_jax.losses import objectives
 from specdistill_jax.losses import specs
@@ -60,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path,
         fit: train.Fit = train.fit) -> None:
   """Trains every arm from `draft/`; finished arms are skipped, an interrupted one resumes.
 
-  `fit` is what is done with each; another one looks at a step of it again.
+  With `distill.init_from` all arms are copied from there. `fit` is what is done with each; another one looks at a step of it again.
 
   Raises:
     ValueError: impossible settings, or a draft and target with different vocabularies.
@@ -69,6 +71,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path,
   if distill.data_source not in DATA_SOURCES:
     raise ValueError(f'distill.data_source is {distill.data_source!r}, and must be one of '
                      f'{", ".join(DATA_SOURCES)}')
+  if distill.init_from is not None:
+    _take(config, workdir)
+    return
   mesh = sharding.make_mesh(**config.mesh)
   teacher = store.load_model(workdir / 'target', mesh,
                              layout=config.target.teacher_layout or config.target.layout,
@@ -98,6 +103,21 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path,
       fit(arm(name, objective(config, spec), data, rollout, reference=reference), config, workdir)
     if distill.control:
       fit(arm(next(names), control, workdir / 'data', None), config, workdir)
+
+
+def _take(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Copies the arms of another study, each as after its last step."""
+  mesh, layout = sharding.make_mesh(**config.mesh), config.draft.layout
+  for name in arm_names(config):
+    directory = workdir / 'distill' / name
+    with store.Store(directory) as checkpoints:
+      if checkpoints.latest_step() is None:
+        model = store.load_model(storage.path(config.distill.init_from) / name, mesh,
+                                 layout=layout, weights_dtype=None)
+        if processes.is_first():
+          store.write_model_file(directory, model.config, store.vocabulary_path(workdir / 'draft'),
+                                 model.hub_config)
+        checkpoints.save_params(config.distill.train.steps, model.module)
 
 
 def objective(config: ml_collections.ConfigDict, spec: str) -> objectives.Objective:

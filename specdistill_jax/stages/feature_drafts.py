@@ -15,7 +15,6 @@ import numpy as np
 
 from specdistill_jax import processes
 from specdistill_jax import sharding
-from specdistill_jax import storage
 from specdistill_jax.checkpoints import pretrained
 from specdistill_jax.checkpoints import store
 from specdistill_jax.data import shards
@@ -60,8 +59,6 @@ def start(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       model = pretrained.load(source, mesh, target=target, layout=layout, parameter_dtype=None)
       made, module = model.config, model.module
       feature_config.check_fits(made, target)
-    described = store.read_model_file(workdir / 'target')['vocabulary']
-    vocabulary = described and storage.resolve(workdir / 'target', described['path'])
     if processes.is_first():
-      store.write_model_file(directory, made, vocabulary)
+      store.write_model_file(directory, made, store.vocabulary_path(workdir / 'target'))
     checkpoints.save_params(0, module)

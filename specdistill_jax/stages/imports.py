@@ -1,6 +1,62 @@
-"""What a study takes from the models that it starts from, `init_from` of target and draft."""
+"""What a study takes from others: the models in `init_from` of target, draft and distillation."""
 
 from typing import Any
+
+from specdistill_jax import storage
+from specdistill_jax.stages import places
+from specdistill_jax.stages import workdirs
+
+
+def check_finished(source: str | None, field: str, arm: str = '') -> None:
+  """A model of a study is taken when it is trained, not as it happens to be.
+
+  Args:
+    source: what the config's `field` says.
+    arm: whose model it is, in that folder.
+
+  Raises:
+    ValueError: the stage that makes the model has not finished.
+  """
+  if source is None or places.is_open(source):
+    return
+  if unfinished := workdirs.unfinished(storage.path(source) / arm):
+    workdir, stage = unfinished
+    raise ValueError(f'config.{field} is {source!r}, but stage {stage!r} of the study in '
+                     f'{workdir} has not finished; run that to its end first')
+
+
+def check_arms(config: Any) -> None:
+  """Raises a ValueError unless `distill.init_from` has all arms, each after `train.steps`."""
+  source, steps = config.distill.init_from, config.distill.train.steps
+  if source is None or places.is_open(source):
+    return
+  from specdistill_jax.checkpoints import store  # pylint: disable=g-import-not-at-top
+  from specdistill_jax.stages import distill
+  for name in distill.arm_names(config):
+    check_finished(source, 'distill.init_from', name)
+    try:
+      found = store.newest_step(storage.path(source) / name)
+    except ValueError as error:
+      raise ValueError(f'config.distill.init_from is {source!r}, which must be the folder '
+                       f'`distill` of a study with the arm {name}: {error}') from error
+    if found != steps:
+      raise ValueError(f'config.distill.train.steps is {steps}; the arm {name} in '
+                       f'distill.init_from, {source!r}, has {found} steps, and it must say so')
+
+
+def _sources(config: Any) -> dict[str, Any]:
+  """The folders of the imported models, by field; of another study's arms the first one's."""
+  found = {}
+  for which in ('target', 'draft', 'distill'):
+    section = getattr(config, which, None)
+    source = section.get('init_from') if section is not None else None
+    if source is None:
+      continue
+    if which == 'distill':
+      from specdistill_jax.stages import distill  # pylint: disable=g-import-not-at-top
+      source = str(storage.path(source) / distill.arm_names(config)[0])
+    found[which] = source
+  return found
 
 
 def vocabulary(config: Any) -> Any:
@@ -10,20 +66,17 @@ def vocabulary(config: Any) -> Any:
     ValueError: an imported model has no tokenizer, or two have different ones.
   """
   found = {}
-  for which in ('target', 'draft'):
-    section = getattr(config, which, None)
-    source = section.get('init_from') if section is not None else None
-    if source is None:
-      continue
+  for which, source in _sources(config).items():
     from specdistill_jax.checkpoints import pretrained  # pylint: disable=g-import-not-at-top
     from specdistill_jax.drafters import families
-    if families.is_feature_draft(section.model):  # it has its target's tokens
+    # A feature-level draft has its target's tokens.
+    if which != 'target' and families.is_feature_draft(config.draft.model):
       continue
-    found[which] = pretrained.load_vocabulary(source)
-    if found[which] is None:
+    found[source] = pretrained.load_vocabulary(source)
+    if found[source] is None:
       raise ValueError(f'config.{which}.init_from names {source}, which has no tokenizer: the '
                        'data can\'t be written in its tokens')
   if len({one.digest for one in found.values()}) > 1:
-    raise ValueError(f'{config.target.init_from} and {config.draft.init_from} have different '
-                     'vocabularies: a draft needs its target\'s')
+    raise ValueError(f'{" and ".join(found)} have different vocabularies: a draft needs its '
+                     "target's")
   return next(iter(found.values()), None)
