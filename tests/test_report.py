@@ -204,6 +204,18 @@ def test_a_time_that_nobody_knows_is_left_blank(tmp_path):
   assert report._wall_times(tmp_path) == 'distill unknown (an attempt was killed)'
 
 
+def test_arms_of_another_study_have_no_cost_here_and_the_report_says_whose_they_are(tmp_path):
+  config = results.config()
+  config.distill.init_from = 'runs/other/distill'
+  path = tmp_path / 'done' / 'distill.json'
+  path.parent.mkdir()
+  path.write_text(json.dumps(dict(stage='distill', wall_seconds=1.0, attempts=1)))
+  assert not cells._training(config, [tmp_path])['forward_kl', 'draft']
+  assert report._origins(config) == ' Imported: distilled drafts from `runs/other/distill`.'
+  config.distill = None
+  assert report._origins(config) == ''
+
+
 def test_an_objective_with_a_hyphen_has_curves_and_a_table(tmp_path):
   arm = 'lk_hybrid,eta=1e-3-draft-seed0'
   (tmp_path / 'metrics.jsonl').write_text(json.dumps(

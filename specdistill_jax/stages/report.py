@@ -170,6 +170,14 @@ def _setting(rows: Sequence[dict[str, Any]]) -> str:
       f'config `{row["config_hash"]}`.')
 
 
+def _origins(config: ml_collections.ConfigDict) -> str:
+  """Where models come from that the study did not begin itself."""
+  names = dict(target='target', draft='draft', distill='distilled drafts')
+  found = [f'{name} from `{config[section].init_from}`' for section, name in names.items()
+           if config[section] is not None and config[section].init_from is not None]
+  return f' Imported: {", ".join(found)}.' if found else ''
+
+
 def _wall_times(workdir: pathlib.Path) -> str:
   def told(seconds):
     return 'unknown (an attempt was killed)' if seconds is None else f'{seconds:.0f} s'
@@ -220,7 +228,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   footer = f'Wall time of the stages before this one: {wall}.' if wall else ''
   parts = [
       f'# {config.study}: speculative decoding of `{config.task.name}`',
-      _setting(rows),
+      _setting(rows) + _origins(config),
       '## What came out',
       *answered,
       '## Results',
