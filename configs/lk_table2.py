@@ -11,7 +11,7 @@ a target and a draft, its losses arms of one study.
   python -m specdistill_jax.main --config=configs/lk_table2.py:small --workdir=runs/lk2 --sweep=all
   python -m specdistill_jax.tables --config=configs/lk_table2.py:small --workdir=runs/lk2
 
-Settings as in configs/lk_table1.py; the 8B on v5e:2x4 (Medusa v5e:4x4), the 70B on v5e:4x8. The
+Settings as in configs/lk_table1.py; the 8B on v5e:2x4 (Medusa v5e:4x4), the 70B on v5p:2x2x4. The
 twin has all four drafts on a target of 1.3M (MTP from scratch, not fine-tuned) and EAGLE-3 on one
 of 4.3M.
 
