@@ -73,8 +73,8 @@ _TWINS = {'small': dict(num_layers=1, width=96, num_heads=2, num_kv_heads=2, hea
                         mlp_width=256),
           'medium': dict(num_layers=2, width=192, num_heads=3, num_kv_heads=3, head_dim=64,
                          mlp_width=528),
-          'largest': dict(num_layers=6, width=256, num_heads=4, num_kv_heads=4, head_dim=64,
-                          mlp_width=704)}
+          'largest': dict(num_layers=6, width=384, num_heads=6, num_kv_heads=6, head_dim=64,
+                          mlp_width=1056)}
 
 
 def _full(name: str, target: str, draft: str) -> ml_collections.ConfigDict:
@@ -90,6 +90,9 @@ def _small(name: str, target: str, draft: str) -> ml_collections.ConfigDict:
   config = common.distillspec_twin(name, 'gsm8k')
   config.target.model.update(_TWINS[target])
   config.draft.model.update(_TWINS[draft])
+  config.evaluate.num_prompts = 48
+  if target == 'largest':
+    config.target.train.update(steps=500, learning_rate=1.5e-3, eval_every=250)
   if draft == 'medium':
     config.draft.train.learning_rate = 2e-3
   return config

@@ -25,15 +25,17 @@ Cost: full scale not run; rooflines of a step are in docs/tpu_slices.md for pod_
 whose programs the cells xsum and lm1b are. Twin: 47 minutes on one core
 of a busy machine.
 
-Published: gains of 10 to 46 % in speed; single bars could not be recovered and stay blank below.
-The gain on WMT is small (reviews). Whether speeds were measured or computed is not known.
+Published: gains of 10 to 45 % in speed (abstract; 46 in other words of it); single bars could not
+be recovered and stay blank below. The gain on WMT is small (reviews). Whether speeds were measured
+or computed is not known.
 
 Ours: the twin (docs/results.md; block efficiency at gamma = 7 over standard SD, T = 0 and T = 1;
 speeds of such small models on a busy machine are left out). Running text: DistillSpec +16.5 %
 [10.4, 24.4] and +24.1 % [14.4, 35.9], the control -1.2 and -8.3 %. Functions to summaries, T5:
 +10.0 % [-4.7, 27.6] and +24.7 % [11.4, 38.7], control -4.5 and +4.7 %. Word problems: +2.6 and
-+3.7 %, behind the control's +4.5 and +9.8 %. The paper's range appears in two tasks of three; in
-the third, rows that the generator never repeats may teach the draft as much.
++3.7 %, no more than the control's +4.5 and +9.8 %. The paper's range, of speeds there, appears in
+two tasks of three (with T5 when greedy the interval holds 0); in the third, rows that the generator
+never repeats may teach the draft as much.
 """
 
 import ml_collections

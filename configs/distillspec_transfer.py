@@ -22,8 +22,8 @@ Published: below. The averages give gains of 14.5 and 13.5 %, the abstract says 
 tasks; why they differ is not known. Values of single tasks could not be recovered.
 
 Ours: the twin (docs/results.md; gains in block efficiency over the undistilled draft, T = 0 and 1;
-three seeds). On a task that neither draft nor target has seen the distilled drafts gain 17.3 %
-[2.3, 30.3] and 31.1 % [15.6, 46.4], as much as on their own (19.3 and 22.1 %); under a larger
+three seeds). On a task that neither draft nor target was trained on the distilled drafts gain 17.3
+% [2.3, 30.3] and 31.1 % [15.6, 46.4], as much as on their own (19.3 and 22.1 %); under a larger
 target 9.2 % [0.2, 18.3] when greedy and nothing at temperature 1 (0.2 % [-8.0, 7.6]). The controls
 gain in neither (-3.4 and 6.7 % [-1.8, 14.0], -4.4 and -9.2 %).
 """

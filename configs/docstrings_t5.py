@@ -25,7 +25,7 @@ on-policy at temperature 1 is learnt at temperature 1; greedily nothing is gaine
 as wide as +-0.6, completions being a dozen tokens long. ROUGE-2 of the target is 2 %: it has
 learnt the form of a docstring and little of what it says.
 
-Published: 10 to 46 % faster than standard speculative decoding on four tasks, with T5 v1.1 XL
+Published: 10 to 45 % faster than standard speculative decoding on four tasks, with T5 v1.1 XL
 and small (body and figures; the abstract says 45 %).
 """
 

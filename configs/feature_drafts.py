@@ -57,12 +57,14 @@ certain, as above:
   standalone, DistillSpec    4.67  5.26  5.15       3.69  4.22  2.47
     before distillation      4.10  4.76  4.92       2.74  3.41  2.39
 FSPAD over EAGLE-2 is +0.27 tokens (5.3 % [0.5, 9.9]) when greedy and +0.17 (7.8 % [-4.2, 20.5]) at
-temperature 1: what the paper claims, at its lower end. Here too all of it is feature sampling:
-without it FSPAD is EAGLE within 6 %, and partial alignment adds nothing (nor with a smaller target
-and four times the steps: configs/fspad_ablation.py). EAGLE-3 is further behind than on the other
-text. The standalone draft, which had 300 steps of cross-entropy before, is ahead
-of all but FSPAD's dynamic tree when greedy; DistillSpec takes it there: with chains from 4.10 to
-4.67 when greedy, from 2.74 to 3.69 at temperature 1.
+temperature 1, just below and below what the paper claims. Without feature sampling FSPAD is EAGLE
+within 6 %, and partial alignment adds nothing (nor with a smaller target and four times the steps:
+configs/fspad_ablation.py); the rows without feature sampling and of the standalone draft are of a
+target that was trained again by the same command, so that nothing pairs them with the others.
+EAGLE-3 is further behind than on the other text. The standalone draft, which had 300 steps of
+cross-entropy before, is ahead of all but FSPAD's dynamic trees when greedy, with chains already
+before DistillSpec, which takes them from 4.10 to 4.67 when greedy, from 2.74 to 3.69 at temperature
+1.
 
 Published (tau with trees, MT-bench, temperature 0, 7B or 8B targets, each in its own paper):
 EAGLE-1 3.94 (Vicuna; its chain 3.20), EAGLE-2 with the same weights 4.98, EAGLE-3 6.13 against

@@ -21,7 +21,7 @@ decoding over the 4 chips of v5p:2x2x1, one host's, two key heads on each.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 
-Published: see configs/feature_drafts.py. Ours: not run.
+Published: see configs/fspad_spec_bench.py. Ours: not run.
 """
 
 import ml_collections

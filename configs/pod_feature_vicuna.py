@@ -30,7 +30,7 @@ twice the memory.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 
-Published: see configs/feature_drafts.py. Ours: not run.
+Published: see configs/fspad_spec_bench.py. Ours: not run.
 """
 
 import ml_collections

@@ -19,7 +19,7 @@ step, which is not split, as dear as a fifth of them.
 
 Cost: roofline figures in docs/tpu_slices.md; nothing was run on a TPU.
 
-Published (DistillSpec, Fig. 1): 10 to 46 % faster than standard speculative decoding on XSum,
+Published (DistillSpec, Fig. 1): 10 to 45 % faster than standard speculative decoding on XSum,
 GSM8K, CNN/DailyMail and WMT with this pair. Ours: not run.
 """
 

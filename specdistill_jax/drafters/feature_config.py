@@ -1,8 +1,8 @@
 """What the feature-level drafts have in common: sizes that come from the target, and shifts.
 
 A feature-level draft reads pairs: a feature of the target at position t and the *next* token,
-x_{t+1}, which says what was sampled there. It so predicts what follows x_{t+1}. Embedding and
-head are the target's own: no draft holds or copies them.
+x_{t+1}, which says what was sampled there. It so predicts what follows x_{t+1}. Where embedding
+and head are the target's own, no draft holds or copies them.
 """
 
 from collections.abc import Mapping
