@@ -184,6 +184,8 @@ def vocabulary_file(data_dir, tmp_path_factory):  # noqa: F811
 def _small_vocabulary(config):
   made = ml_collections.ConfigDict(config.to_dict())
   made.task.update(vocab_size=330, vocabulary=None)
+  if made.distill is not None:
+    made.distill.init_from = None
   for which in ('target', 'draft'):
     made[which].init_from = None
     if not families.is_feature_draft(made[which].model):

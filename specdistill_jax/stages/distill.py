@@ -62,7 +62,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path,
         fit: train.Fit = train.fit) -> None:
   """Trains every arm from `draft/`; finished arms are skipped, an interrupted one resumes.
 
-  With `distill.init_from` all arms are copied from there. `fit` is what is done with each; another one looks at a step of it again.
+  With `distill.init_from` all arms are copied from there. `fit` is what is done with each; another
+  one looks at a step of it again.
 
   Raises:
     ValueError: impossible settings, or a draft and target with different vocabularies.
