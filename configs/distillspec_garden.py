@@ -108,6 +108,9 @@ def _study(scale: str, cell: str) -> ml_collections.ConfigDict:
     config.distill = None
   elif step == 'distil':
     config.distill.update(seeds=(0,), control=False)
+    if scale == 'small':  # on its own samples it would take longer to come near the largest
+      config.distill.data_source = 'fixed'
+      config.distill.train.update(steps=1200, eval_every=400, checkpoint_every=400)
     if cell != CELLS[scale][0]:  # the largest model alone need be decoded once
       config.evaluate = None
   if config.evaluate is not None:
@@ -129,7 +132,8 @@ def get_sweep(arg: str = '') -> list:
     if step == 'distil':
       taken[cell] = dict(target=(cells[0], 'target'))
     else:
-      folder = 'draft' if step == 'raw' else 'distill/forward_kl-draft-seed0'
+      source = 'fixed' if scale else 'draft'
+      folder = 'draft' if step == 'raw' else f'distill/forward_kl-{source}-seed0'
       taken[cell] = dict(target=(f'distil_{size}', folder), draft=draft)
     if scale and step == 'raw':
       del taken[cell]['draft']
