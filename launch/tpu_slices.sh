@@ -26,8 +26,9 @@ tables=(distillspec_speedup:{gsm8k,wmt14_en_de,cnn_dailymail}'=on_policy,specula
         distillspec_garden:served_{base,large,xl}'=on_policy,speculate'
         fspad_spec_bench:{vicuna_7b,vicuna_33b,llama3_8b,llama3_70b}_eagle'=train,speculate'
         fspad_ablation:no_{sampling,alignment}'=train,speculate'
-        lk_table1:{eagle3,medusa,mlp}'=train,speculate'
-        lk_table2:llama3_70b_eagle3'=train,speculate')
+        lk_table1:{eagle3,mlp}'=train,speculate'
+        lk_table1:medusa'=train,held_out,samples,speculate'
+        lk_table2:llama3_70b_eagle3'=train,samples,speculate')
 
 # The tables of a study, CONFIG or CONFIG:ARGUMENT; the last line, a JSON document, goes to
 # $draft.documents.

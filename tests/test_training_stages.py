@@ -241,8 +241,12 @@ def test_arms_of_another_study_are_taken_as_they_are(workdir, trained, tmp_path_
     (other / name).symlink_to(trained / name)
   config.distill.init_from = str(workdir / 'distill')
   checks.check(config)
-  for _ in range(2):  # what is there is left as it is
-    distill.run(config, other)
+  distill.run(config, other)
+  written = {path: path.stat().st_mtime_ns for path in other.glob('distill/*/model.json')}
+  distill.run(config, other)
+  assert len(written) == 4, 'what is there is left as it is'
+  assert all(path.stat().st_mtime_ns == when for path, when in written.items())
+  assert {store.newest_step(path.parent) for path in written} == {config.distill.train.steps}
   assert not (other / 'metrics.jsonl').exists(), 'nothing is trained'
   drafts = evaluate.load_drafts(config, other)
   assert [(draft.objective, draft.seed, draft.train_steps) for draft in drafts[1:]] == [
