@@ -232,6 +232,15 @@ def test_models_that_only_decode_need_no_data_to_train_on(trained, tmp_path):
     assert store.load_model(tmp_path / which).config == store.load_config(trained / which)
 
 
+def _finished_study(workdir, config):
+  """What a study whose arms `config` takes would have left beside them."""
+  origin = config.copy_and_resolve_references()
+  origin.distill.init_from = None
+  workdirs.write_atomically(workdir / 'config.json', workdirs.to_json(origin))
+  for stage in ('draft', 'distill'):
+    workdirs.write_done(workdir, stage)
+
+
 def test_arms_of_another_study_are_taken_as_they_are(workdir, trained, tmp_path_factory):
   config, other = studies.config(), tmp_path_factory.mktemp('other')
   config.distill.update(data_source='fixed', seeds=(0, 3))
@@ -260,7 +269,15 @@ def test_arms_of_another_study_are_taken_as_they_are(workdir, trained, tmp_path_
   (workdir / 'config.json').write_text('{}')
   with pytest.raises(ValueError, match="distill.init_from is .*'distill' of the study.*not finish"):
     checks.check(config)
-  (workdir / 'config.json').unlink()
+  _finished_study(workdir, config)
+  with pytest.raises(ValueError, match='arms began as .*draft.init_from must be that .* is None'):
+    checks.check(config)
+  config.draft.init_from, config.draft.train.steps = str(workdir / 'draft'), 0
+  checks.check(config)
+  config.distill.normalisation = 'token'
+  with pytest.raises(ValueError, match="trained otherwise .*normalisation is 'sequence' there and"):
+    checks.check(config)
+  config.distill.normalisation = 'sequence'
   config.distill.train.steps += 1
   with pytest.raises(ValueError, match=f'train.steps is {config.distill.train.steps}; the arm '
                      f'forward_kl-fixed-seed0 .* has {config.distill.train.steps - 1} steps'):

@@ -1,5 +1,7 @@
 """What a study takes from others: the models in `init_from` of target, draft and distillation."""
 
+import json
+import pathlib
 from typing import Any
 
 from specdistill_jax import storage
@@ -26,7 +28,7 @@ def check_finished(source: str | None, field: str, arm: str = '') -> None:
 
 
 def check_arms(config: Any) -> None:
-  """Raises a ValueError unless `distill.init_from` has all arms, each after `train.steps`."""
+  """Raises a ValueError unless `distill.init_from` has all arms, and they are what config says."""
   source, steps = config.distill.init_from, config.distill.train.steps
   if source is None or places.is_open(source):
     return
@@ -41,7 +43,35 @@ def check_arms(config: Any) -> None:
                        f'`distill` of a study with the arm {name}: {error}') from error
     if found != steps:
       raise ValueError(f'config.distill.train.steps is {steps}; the arm {name} in '
-                       f'distill.init_from, {source!r}, has {found} steps, and it must say so')
+                       f'distill.init_from, {source!r}, has {found} steps behind it, and '
+                       'distill.train.steps must be that')
+  _check_origin(config, storage.path(source).parent)
+
+
+def _check_origin(config: Any, study: pathlib.Path) -> None:
+  """The study that trained the arms had this `distill` section, and began them as this draft."""
+  path, distill = study / 'config.json', config.distill
+  if not path.exists():
+    return
+  there = json.loads(path.read_text(encoding='utf-8')).get('distill') or {}
+  here = workdirs.to_json(config)['distill']
+  for section in (there, here):
+    section.get('rollout', {}).pop('tensor', None)
+    for name in ('init_from', 'objective', 'also', 'seeds', 'control'):  # arms are looked for
+      section.pop(name, None)
+  if found := workdirs.differences(there, here):
+    raise ValueError(f'config.distill.init_from is {distill.init_from!r}, whose arms were trained '
+                     'otherwise than config.distill says, which must be as it is there: '
+                     f'{"; ".join(found[:workdirs.SHOWN_DIFFERENCES])}')
+  draft = config.draft
+  if draft.init_from is None and not draft.train.steps:  # arms from scratch are compared with none
+    return
+  if draft.train.steps or (storage.absolute(storage.path(draft.init_from))
+                           != storage.absolute(study / 'draft')):
+    raise ValueError(
+        f'config.distill.init_from is {distill.init_from!r}, whose arms began as {study / "draft"} '
+        'and are compared with it: draft.init_from must be that with draft.train.steps of 0, and '
+        f'is {draft.init_from!r} with {draft.train.steps}')
 
 
 def _sources(config: Any) -> dict[str, Any]:
