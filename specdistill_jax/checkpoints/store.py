@@ -235,7 +235,7 @@ def load_model(directory: pathlib.Path | str, mesh: Mesh | None = None, *,
           barrier_sync_key_prefix=f'of{min(readers)}to{max(readers)}'))
   folder = storage.absolute(directory / 'checkpoints')
   if not folder.exists():
-    raise ValueError(f'{directory} holds no complete checkpoint: train that model first')
+    raise _no_checkpoint(directory)
   with ocp.CheckpointManager(folder, item_handlers=_handlers(), options=options) as manager:
     step = _newest_params(directory, manager.all_steps())
     if weights_dtype is None:
@@ -257,6 +257,10 @@ def weights_digest(directory: pathlib.Path | str) -> str:
   return found.hexdigest()
 
 
+def _no_checkpoint(directory: pathlib.Path) -> ValueError:
+  return ValueError(f'{directory} holds no complete checkpoint: train that model first')
+
+
 def newest_step(directory: pathlib.Path | str) -> int:
   """The last complete checkpoint of the model in `directory`; reads no weights.
 
@@ -267,7 +271,7 @@ def newest_step(directory: pathlib.Path | str) -> int:
   read_model_file(directory)
   if steps := ocp.utils.checkpoint_steps(storage.absolute(directory / 'checkpoints')):
     return max(steps)
-  raise ValueError(f'{directory} holds no complete checkpoint: train that model first')
+  raise _no_checkpoint(directory)
 
 
 def _newest_params(directory, steps) -> int:
@@ -277,7 +281,7 @@ def _newest_params(directory, steps) -> int:
     if fault is None:
       return step
     logging.warning('checkpoint %d of %s is passed over: %s', step, directory, fault)
-  raise ValueError(f'{directory} holds no complete checkpoint: train that model first')
+  raise _no_checkpoint(directory)
 
 
 def load_config(directory: pathlib.Path | str, **overrides: Any) -> Any:

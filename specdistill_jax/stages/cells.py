@@ -41,11 +41,6 @@ def wanted(config: ml_collections.ConfigDict) -> dict[paper_tables.Setting, tupl
           for way in ways.distinct(config.evaluate, temperature) for arm, seeds in arms.items()}
 
 
-def _stored(place: pathlib.Path) -> dict[str, Any] | None:
-  path = place / 'config.json'
-  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
-
-
 def _places(configs: Sequence[ml_collections.ConfigDict],
             roots: Sequence[pathlib.Path]) -> tuple[dict[int, list[pathlib.Path]], list[str]]:
   """Workdirs of each cell: folders `cell-<number>` of a root, or a root that is one itself.
@@ -57,7 +52,7 @@ def _places(configs: Sequence[ml_collections.ConfigDict],
   found: dict[int, list[pathlib.Path]] = {}
   notes = []
   for root in roots:
-    stored, before = _stored(root), sum(map(len, found.values()))
+    stored, before = workdirs.stored_config(root), sum(map(len, found.values()))
     if stored is not None:
       if stored['study'] not in studies:
         raise ValueError(f'{root} holds the study {stored["study"]!r}, which is no cell of this '
@@ -107,7 +102,7 @@ def _other_settings(config, places) -> list[str]:
   """A sentence for each workdir that was run with other settings than the config's."""
   notes = []
   for place in places:
-    stored, expected = _stored(place), workdirs.to_json(config)
+    stored, expected = workdirs.stored_config(place), workdirs.to_json(config)
     if stored is None:
       continue
     if differences := workdirs.differences(stored, expected):

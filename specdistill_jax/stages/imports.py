@@ -1,6 +1,5 @@
 """What a study takes from others: the models in `init_from` of target, draft and distillation."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -50,10 +49,10 @@ def check_arms(config: Any) -> None:
 
 def _check_origin(config: Any, study: pathlib.Path) -> None:
   """The study that trained the arms had this `distill` section, and began them as this draft."""
-  path, distill = study / 'config.json', config.distill
-  if not path.exists():
+  stored, distill = workdirs.stored_config(study), config.distill
+  if stored is None:
     return
-  there = json.loads(path.read_text(encoding='utf-8')).get('distill') or {}
+  there = stored.get('distill') or {}
   here = workdirs.to_json(config)['distill']
   for section in (there, here):
     section.get('rollout', {}).pop('tensor', None)

@@ -47,6 +47,12 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return document
 
 
+def stored_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """The config of the study that `workdir` holds, as `to_json` wrote it; None if it holds none."""
+  path = workdir / 'config.json'
+  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+
+
 def done_path(workdir: pathlib.Path, stage: str) -> pathlib.Path:
   """The file that says that a stage has finished."""
   return workdir / 'done' / f'{stage}.json'
