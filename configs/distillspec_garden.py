@@ -21,22 +21,23 @@ Five sizes at full scale (77M, 250M, 800M, 3B, 11B), three in the twin (0.2M, 1.
 the figure's other task, is left out at full scale.
 Quality: ROUGE-2; the twin's is that against worked solutions.
 
-Cost: full scale not run; docs/tpu_slices.md has the programs of all sizes. Twin: 29 minutes on two
-cores, half of them beside another process.
+Cost: full scale not run; docs/tpu_slices.md has the programs of all sizes. Twin: 23 minutes on two
+cores.
 
 Published: below, first plain decoding at the raw family's best point, then the distilled target
 with its DistillSpec draft. The unit of "relative latency" is not defined; which point of the plot
 has which size is not known.
 
 Ours: the twin (docs/results.md). At T = 0 the distilled target with its DistillSpec draft decodes
-6.5 [5.9, 7.0] times as fast as the largest model alone, with a rouge2 of 18.3 for its 20.1 (before
-distillation the same size has 11.9); at T = 1 6.8 [6.5, 7.1] times, with 16.5 for 16.8. The
-distilled target alone is 9.7 [9.3, 10.2] and 9.5 times as fast: a draft slows so small a target on
-a CPU (0.66x and 0.71x). DistillSpec's gain over the control is small here (3.21 and 3.14 tokens
-when greedy, 3.20 and 3.33 at T = 1). On its own samples, 400 steps, the target stayed at a rouge2
-of 12.7; on given text with the largest model's laws, 1,200 steps, it came from 0.60 to 0.38 nats,
-where the largest has 0.34. A largest model of 5.1M gave 6.0 times on one core of one machine, 4.8
-on one of another, 4.5 on two: so small a model lives in caches.
+6.9 [6.4, 7.5] times as fast as the largest model alone, with a rouge2 of 19.5 for its 20.1 (before
+distillation the same size has 11.9); at T = 1 6.8 [6.4, 7.3] times, with 15.4 for 16.8. The same
+models a quarter of an hour earlier: 8.6 [7.9, 9.5] and 6.7; another run: 6.5 [5.9, 7.0] and 6.8, at
+18.3 and 16.5. The distilled target alone is 11.5 [10.8, 12.1] and 10.1 times as fast: a draft slows
+so small a target on a CPU (0.61x and 0.67x). DistillSpec gains nothing over the control here (3.10
+tokens both when greedy, 3.32 and 3.36 at T = 1). On its own samples, 400 steps, the target stayed
+at a rouge2 of 12.7; on given text with the largest model's laws, 1,200 steps, it came from 0.60 to
+0.39 nats, where the largest has 0.34. A largest model of 5.1M gave 6.0 times on one core of one
+machine, 4.8 on one of another, 4.5 on two: so small a model lives in caches.
 """
 
 import ml_collections

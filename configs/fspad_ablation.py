@@ -12,14 +12,14 @@ plain linear input), and EAGLE without both, retrained alike; all with EAGLE-2's
 Full scale: Vicuna 7B on ShareGPT, v5e:2x2, with held-out conversations as prompts. The line of
 EAGLE is the control: as many steps on as many rows.
 
-Cost: full scale not run; docs/tpu_slices.md has the programs of `fspad`. Twin:
-55 minutes on one core of a busy machine, of which the target took 14.
+Cost: full scale not run; docs/tpu_slices.md has the programs of `fspad`. Twin: 23 minutes on two
+cores.
 
 Published: no number of the ablation is known to us; all blank.
 
 Ours: the twin (docs/results.md; with EAGLE-2's tree, over EAGLE, T = 0 and T = 1): FSPAD +29.6 %
-[21.6, 37.3] and +12.8 % [6.5, 19.9], 0.81 and 0.19 tokens a cycle; without partial alignment +28.7
-and +14.9 %; without feature sampling +3.8 % [-0.2, 7.6] and +0.9 % [-4.3, 6.9]. So feature sampling
+[21.6, 37.3] and +13.4 % [6.8, 20.0], 0.81 and 0.20 tokens a cycle; without partial alignment +28.7
+and +14.6 %; without feature sampling +3.8 % [-0.2, 7.6] and +1.0 % [-4.0, 6.4]. So feature sampling
 is all of it, as on a target of 10M and, as far as it goes, on GSM8K (configs/feature_drafts.py).
 Partial alignment shows nothing after 800 steps instead of 200 either: +0.3 % [-1.9, 2.6] and +1.1 %
 [-3.8, 7.0].

@@ -9,7 +9,7 @@
 
 The same command on every host of a TPU slice, or of a SLURM job, is one run on all of them.
 Exit status: 0 done; 2 after one `error:` line about what must be changed; 75 stopped with all
-saved, by SIGTERM, a maintenance notice or the loss of a host: the same command goes on.
+saved, by SIGTERM, Ctrl-C, a maintenance notice or the loss of a host: the same command goes on.
 
 `run` is the same from a notebook. Stages and JAX are imported when they are needed, so that a
 misspelt flag is answered at once.

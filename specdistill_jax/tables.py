@@ -66,7 +66,22 @@ def summaries(workdirs: Sequence[pathlib.Path],
     notes.append('These studies have other tasks or targets, so that their figures are not to be '
                  'compared: ' + '; '.join(f'{workdir}, {task}, {target}' for (task, target), workdir
                                           in kinds.items()) + '.')
-  return found, notes
+  return found, notes + _other_data(workdirs)
+
+
+def _other_data(workdirs: Sequence[pathlib.Path]) -> list[str]:
+  """A sentence about each study of the first one's task whose section `task` is not the same."""
+  from specdistill_jax.stages import workdirs as workdirs_lib
+  tasks = {workdir: {name: value for name, value in stored['task'].items()
+                     if name not in ('data_dir', 'vocabulary')}  # places, of what may be the same
+           for workdir in workdirs if (stored := workdirs_lib.stored_config(workdir))}
+  if not tasks:
+    return []
+  (first, here), *others = tasks.items()
+  return [f'The data of {first} (here) and of {other} (there) are not the same, so that their '
+          f'figures may not be comparable: {"; ".join(found[:workdirs_lib.SHOWN_DIFFERENCES])}.'
+          for other, there in others if there['name'] == here['name']
+          and (found := workdirs_lib.differences(there, here))]
 
 
 def table(measured: Sequence[tuple[pathlib.Path, str, int, Any]],

@@ -85,8 +85,14 @@ def test_measurements_are_interleaved_and_warm(calls):
   """By batch, then by setting, so that noise hits all alike; every kind is compiled before."""
   target = models.tiny(0, num_layers=1)
   chosen = settings(target, dict(a=target, b=target), (2, 3))
+  told = []
+  def progress(items, what):
+    for item in items:
+      yield item
+      told.append(what)
   found = latency.measure(target.module, chosen, batches(3), jax.random.key(0), sampling=GREEDY,
-                          max_new_tokens=NEW_TOKENS)
+                          max_new_tokens=NEW_TOKENS, progress=progress)
+  assert told == ['settings compiled'] * 2 + ['batches'] * 3
   one_batch = ['alone', 2, 3, 2, 'alone', 3]
   assert calls[:4] == ['alone', 2, 3, 'clock']  # warm-up: one of each kind that compiles
   assert calls[4:] == one_batch + ['clock'] + one_batch + one_batch + ['clock']

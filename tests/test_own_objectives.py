@@ -41,8 +41,10 @@ def test_ones_own_forward_kl_is_the_projects(settings):
     ('my_losses.sharp', "has no attribute 'sharp'"),
     ('no_losses.sharp_kl', "No module named 'no_losses'"),
     ('my_losses.number', 'must be a function'),
-    ('my_losses.averaged', 'neither masked nor averaged'),
-    ('my_losses.broken', 'fails on logits'),
+    ('my_losses.averaged', r'is .*must be a function of logits, .*: objective .* makes float32 of '
+     r'shape \[\] of logits .*neither masked nor averaged'),
+    ('my_losses.nothing', 'makes a NoneType of logits'),
+    ('my_losses.broken', 'fails on logits of shape .*: TypeError: '),
     ('my_losses.sharp_kl,eta=3', 'eta is of lk_hybrid only'),
 ])
 def test_a_wrong_one_is_refused_before_anything_runs(objective, wish):

@@ -113,6 +113,62 @@ def program():
   assert process.returncode == 143
 
 
+def interrupted(tmp_path, body, *, ignored=False):
+  """A Python of its own that watches for signals and does `body`; it is up when this returns."""
+  process = subprocess.Popen(
+      [sys.executable, '-c', 'import pathlib, signal, sys, time\n'
+       f'path = pathlib.Path({str(tmp_path)!r})\n'
+       f'signal.signal(signal.SIGINT, signal.{"SIG_IGN" if ignored else "default_int_handler"})\n'
+       'signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])\n'
+       'from specdistill_jax.training import preemption\n'
+       'preemption.watch(second_ends=True)\n'
+       f'{body}'], stderr=subprocess.PIPE, text=True)
+  while not (tmp_path / 'ready').exists():
+    assert process.poll() is None
+    time.sleep(0.01)
+  return process
+
+
+TRAINING = """
+with preemption.training():
+  (path / 'ready').touch()
+  while not preemption.asked():
+    time.sleep(0.01)
+  (path / 'saved').touch()
+  while not (path / 'end').exists():
+    time.sleep(0.01)
+"""
+WAITING = "(path / 'ready').touch()\ntime.sleep(60)"
+
+
+def test_ctrl_c_ends_at_once_where_nothing_is_lost(tmp_path):
+  process = interrupted(tmp_path, WAITING)
+  process.send_signal(signal.SIGINT)
+  _, errors = process.communicate()
+  assert process.returncode == processes.EXIT_AGAIN
+  assert errors == 'Ctrl-C: nothing to save here, then exit status 75\n'
+
+
+def test_ctrl_c_lets_training_save_and_a_second_one_does_not(tmp_path):
+  process = interrupted(tmp_path, TRAINING)
+  process.send_signal(signal.SIGINT)
+  while not (tmp_path / 'saved').exists():
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.send_signal(signal.SIGINT)
+  _, errors = process.communicate()
+  assert process.returncode == 128 + signal.SIGINT
+  assert errors == 'Ctrl-C: saving after this step, then exit status 75\n'
+
+
+def test_ctrl_c_stays_ignored_where_it_was(tmp_path):
+  process = interrupted(tmp_path, WAITING, ignored=True)
+  process.send_signal(signal.SIGINT)
+  process.send_signal(signal.SIGTERM)
+  _, errors = process.communicate()
+  assert process.returncode == processes.EXIT_AGAIN and 'Ctrl-C' not in errors
+
+
 @pytest.mark.parametrize('answers, told', [
     (['NONE', 'NONE', 'TERMINATE_ON_HOST_MAINTENANCE'], 3),
     (['TERMINATE_ON_HOST_MAINTENANCE'] * 2 + ['NONE', 'TERMINATE_ON_HOST_MAINTENANCE'], 4)])

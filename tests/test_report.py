@@ -98,8 +98,10 @@ def test_answers_of_a_success(summaries):
   assert 'against the control' in bought
   assert faster.count(': yes;') == 2
   assert 'c = 0.10 and v = 1.40' in prediction and 'too far' not in prediction
-  assert length.count(' is best (') == 6 and 'x at 4*; ' in length
-  assert length.count('\n- ') == 6 and '\n\nPredicted from' in length  # a list
+  assert f'{DISTILLED} at temperature 0: by the clock γ = 5 is best, γ = 4 is predicted' in length
+  assert length.count(' predicted to be best (') == 6 and 'x at 4*; ' in length
+  assert 'too far' not in length and faster.count(' at its best γ = ') == 2
+  assert length.count('\n- ') == 6 and '\n\nSpeed-ups predicted' in length  # a list
   assert length.count('x by the clock') == 12 and 'x at 3, ' in length
 
 
@@ -134,9 +136,17 @@ def test_trees_are_compared_with_the_fastest_chain():
   assert ('1', '5', DISTILLED, 'exact, tree eagle1') in [line[:4] for line in lines]
 
 
-def test_prediction_off_by_half_is_said():
-  prediction = answers.write(summaries_of(slowdown=2.0), samples=50)[2]
+def test_prediction_off_by_half_is_said_and_chooses_nothing():
+  _, _, prediction, length = answers.write(summaries_of(slowdown=2.0), samples=50)
   assert 'on average 50 %' in prediction and 'too far to choose by' in prediction
+  assert 'predicted to be' not in length and 'too far from the clock' in length
+  assert length.count(': by the clock the target alone is fastest (') == 6
+
+
+def test_one_length_that_was_run_is_not_called_the_best(summaries):
+  _, faster, _, length = answers.write([s for s in summaries if s.gamma == 5], samples=50)
+  assert ' at γ = 5 runs at ' in faster and 'best' not in faster
+  assert length.count(': only γ = 5 was run, γ = ') == 6
 
 
 def test_report_and_plots(tmp_path, capsys):

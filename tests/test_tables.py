@@ -106,6 +106,23 @@ def test_studies_of_one_draft_keep_their_lines(workdirs, tmp_path, capsys):
   assert 'other tasks' not in lines(workdirs[0], workdirs[1])[1]
 
 
+def test_studies_of_one_task_and_other_data_are_told(tmp_path):
+  folders = [tmp_path / name for name in ('first', 'same', 'other', 'unknown')]
+  for folder in folders:
+    folder.mkdir()
+    results.write(folder, results.study())
+    config = results.config()
+    config.task.data_dir = str(folder)
+    if folder.name == 'other':
+      config.task.train_files = ('mine.jsonl',)
+    if folder.name != 'unknown':
+      (folder / 'config.json').write_text(json.dumps(workdirs_lib.to_json(config)))
+  told, = tables.summaries(folders, samples=5)[1]
+  assert told == (f'The data of {folders[0]} (here) and of {folders[2]} (there) are not the same, '
+                  "so that their figures may not be comparable: train_files is ['mine.jsonl'] "
+                  'there and [] here.')
+
+
 # Tables of papers: a config of two cells, rows whose figures are known.
 
 CONFIG = '''

@@ -20,6 +20,7 @@ from specdistill_jax.models import decoder
 from specdistill_jax.stages import checks
 from specdistill_jax.stages import distill
 from specdistill_jax.stages import evaluate
+from specdistill_jax.stages import imports
 from specdistill_jax.stages import samples
 from specdistill_jax.stages import train
 from specdistill_jax.stages import workdirs
@@ -282,9 +283,30 @@ def test_arms_of_another_study_are_taken_as_they_are(workdir, trained, tmp_path_
   with pytest.raises(ValueError, match=f'train.steps is {config.distill.train.steps}; the arm '
                      f'forward_kl-fixed-seed0 .* has {config.distill.train.steps - 1} steps'):
     checks.check(config)
-  config.distill.seeds = (1,)
-  with pytest.raises(ValueError, match='with the arm forward_kl-fixed-seed1: .*model.json is mis'):
+  config.distill.seeds = (0, 1)
+  with pytest.raises(ValueError, match='it lacks forward_kl-fixed-seed1, cross_entropy-fixed-seed1 '
+                     'and has cross_entropy-fixed-seed0, cross_entropy-fixed-seed3, forward_kl-'):
     checks.check(config)
+
+
+def test_arms_are_taken_whatever_else_that_study_minimised(workdir, trained):
+  """Lines of one's own function count where its arm is taken, and not where others are."""
+  config = studies.config()
+  config.distill.update(data_source='fixed', control=False, also=('my_losses.sharp_kl',))
+  config.draft.init_from, config.draft.train.steps = str(workdir / 'draft'), 0
+  steps = config.distill.train.steps
+  for name in distill.arm_names(config):
+    (workdir / 'distill' / name / 'checkpoints' / str(steps)).mkdir(parents=True)
+    shutil.copy(trained / 'draft' / 'model.json', workdir / 'distill' / name)
+  _finished_study(workdir, config)
+  stored = workdirs.stored_config(workdir)
+  stored['distill']['functions']['my_losses.sharp_kl'] = {'1': 'def sharp_kl(a, b): return a'}
+  workdirs.write_atomically(workdir / 'config.json', stored)
+  config.distill.init_from, config.distill.also = str(workdir / 'distill'), ()
+  imports.check_arms(config)
+  config.distill.also = ('my_losses.sharp_kl',)
+  with pytest.raises(ValueError, match='trained otherwise .*functions.my_losses.sharp_kl'):
+    imports.check_arms(config)
 
 
 def test_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(workdir):

@@ -1,6 +1,6 @@
 """The questions of a study, answered in sentences from its summaries, favourable or not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from specdistill_jax.evaluation import advisor
 from specdistill_jax.evaluation import frontier
@@ -102,27 +102,35 @@ def _faster(summaries: Summaries) -> str:
       answer = 'not clearly'
     else:
       answer = 'yes'
+    several = len({s.gamma for s in summaries if s.method == best.method}) > 1
     sentences.append(
-        f'At temperature {temperature:g}: {answer}; {best.method} at its best γ = {best.gamma} '
-        f'runs at {best.speedup_measured:.2f}x{_range(best.speedup_measured_interval)} the '
-        f'speed of the target alone ({best.tokens_per_second:.0f} against '
+        f'At temperature {temperature:g}: {answer}; {best.method} at {"its best " * several}'
+        f'γ = {best.gamma} runs at {best.speedup_measured:.2f}x{_range(interval)} the speed of '
+        f'the target alone ({best.tokens_per_second:.0f} against '
         f'{best.autoregressive_tokens_per_second:.0f} tokens/s).')
   return ' '.join(sentences)
 
 
+def _distance(s: summary_lib.Summary) -> float:
+  """How much faster than predicted it was, as a share."""
+  return s.speedup_measured / s.speedup_predicted - 1.0
+
+
+def _mean_distance(summaries: Summaries) -> float:
+  return sum(abs(_distance(s)) for s in summaries) / len(summaries)
+
+
 def _prediction(summaries: Summaries) -> str:
   """How far the clock and the formula are apart, and what the formula was fed."""
-  off = [s.speedup_measured / s.speedup_predicted - 1.0 for s in summaries]
-  worst = max(range(len(off)), key=lambda index: abs(off[index]))
-  s = summaries[worst]
+  s = max(summaries, key=lambda one: abs(_distance(one)))
   gamma = _middle_gamma(summaries)
   costs = [f'c = {s.cost_ratio:.2f} and v = {s.verify_ratio:.2f} at {_at(s)}'
            for s in summaries if s.gamma == gamma and s.method == summaries[0].method]
-  mean = sum(map(abs, off)) / len(off)
+  mean = _mean_distance(summaries)
   doubt = (' That is too far to choose by: steps of so small a model, or on so busy a machine, say '
            'little about whole cycles.') if mean > _FAR else ''
   return (f'Measured speed-ups lie on average {100 * mean:.0f} % from the predicted ones, at most '
-          f'{100 * off[worst]:+.0f} % ({s.method}, {_at(s)}, γ = {s.gamma}).{doubt} '
+          f'{100 * _distance(s):+.0f} % ({s.method}, {_at(s)}, γ = {s.gamma}).{doubt} '
           f'For γ = {gamma}, {"; ".join(costs)}.')
 
 
@@ -134,8 +142,25 @@ def _groups(summaries: Summaries):
   return groups.values()
 
 
+def _advice(points: Sequence[advisor.Point], clock: Mapping[int, float], is_far: bool) -> str:
+  """The best draft length: by the clock of those that were run, and as predicted of all."""
+  fastest = max(clock, key=clock.get)
+  if len(clock) == 1:
+    ran = f'only γ = {fastest} was run'
+  elif clock[fastest] <= 1.0:
+    ran = 'by the clock the target alone is fastest'
+  else:
+    ran = f'by the clock γ = {fastest} is best'
+  if is_far:
+    return ran
+  best = advisor.best(points)
+  told = 'the target alone is' if best is None else f'γ = {best.gamma} is'
+  return f'{ran}, {told} predicted to be best'
+
+
 def _draft_length(summaries: Summaries) -> str:
-  """The predicted curve over draft lengths, and its best, for every method."""
+  """The best draft length of every method, and the curve that is predicted over them."""
+  is_far = _mean_distance(summaries) > _FAR
   summaries = [s for s in summaries if not s.min_confidence]
   if not summaries:
     return 'Drafts that stop by their confidence have no curve over lengths.'
@@ -144,17 +169,19 @@ def _draft_length(summaries: Summaries) -> str:
     longest = max(group, key=lambda s: s.gamma)
     points = advisor.curve(longest.acceptance_by_position, longest.cost_ratio,
                            {s.gamma: s.verify_ratio for s in group})
-    best = advisor.best(points)
-    advice = 'the target alone is fastest' if best is None else f'γ = {best.gamma} is best'
     clock = {s.gamma: s.speedup_measured for s in group}
     curve = '; '.join(
         f'{point.speedup:.2f}x at {point.gamma}'
         + (f', {clock[point.gamma]:.2f}x by the clock' if point.verify_measured else '*')
         for point in points)
-    sentences.append(f'{longest.method} at {_at(longest)}: {advice} ({curve}).')
-  return _told(sentences, 'Predicted from the acceptance by position of the longest draft, beside '
-               'what was measured; a star marks lengths that were not run, where v is '
-               'interpolated between those that were.')
+    sentences.append(
+        f'{longest.method} at {_at(longest)}: {_advice(points, clock, is_far)} ({curve}).')
+  doubt = ' Predictions are too far from the clock here to choose a length by.' if is_far else ''
+  return _told(sentences, 'Speed-ups predicted from the acceptance by position of the longest '
+               'draft, beside what was measured; a star marks lengths that were not run, where v '
+               'is interpolated between those that were. They lie a little above the predictions '
+               'in the table, which are made from block efficiency: the end of a row cuts its '
+               f'last block.{doubt}')
 
 
 def _other_ways(summaries: Summaries, headline: Summaries, samples: int) -> list[str]:

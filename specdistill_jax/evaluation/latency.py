@@ -119,11 +119,16 @@ def _mean(runs: Sequence[Run]) -> Run:
       prefill_seconds=float(np.mean([run.prefill_seconds for run in runs])))
 
 
+def _unseen(items: Sequence[Any], what: str) -> Iterable[Any]:
+  del what
+  return items
+
+
 def measure(module: Any, settings: Settings,
             batches: Sequence[tuple[np.ndarray, np.ndarray]], key: jax.Array, *,
             sampling: sampling_lib.Sampling, max_new_tokens: int,
             kept: Kept | None = None,
-            progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Measurement:
+            progress: Callable[[Sequence[Any], str], Iterable[Any]] = _unseen) -> Measurement:
   """Decodes every batch alone and with every setting, and times single steps in between.
 
   Args:
@@ -132,15 +137,16 @@ def measure(module: Any, settings: Settings,
     batches: (prompts_bt, prompt_lengths_b), all of one shape, so that one compilation serves.
     key: batch i draws from `fold_in(key, i)`, the same in every setting.
     kept: batches of an earlier call, which are not measured again; where new ones go.
-    progress: wraps the loop over those that are left, for a progress bar.
+    progress: wraps the loops over settings to compile and over batches that are left, which it
+      is told in a word, for a progress bar.
   """
   common = dict(sampling=sampling, max_new_tokens=max_new_tokens)
   clock = step_costs.Clock(module, settings, **common)
 
-  def decode_all(inputs, chosen):
+  def decode_all(inputs, chosen, seen=_unseen):
     """The target alone, again before every few settings, and each of the settings."""
     alones, runs = [], {}
-    for index, (name, setting) in enumerate(chosen.items()):
+    for index, (name, setting) in enumerate(seen(list(chosen.items()), 'settings compiled')):
       if index % ALONE_EVERY == 0:
         alones.append(alone(module, *inputs, **common))
       runs[name] = speculative(module, setting, *inputs, **common)
@@ -150,9 +156,9 @@ def measure(module: Any, settings: Settings,
   left = [index for index, batch in found.items() if batch is None]
   if left:
     warm_up = (*batches[0], key)
-    decode_all(warm_up, _compiled_alike(settings))
+    decode_all(warm_up, _compiled_alike(settings), progress)
     clock(*warm_up)
-  for index in progress(left):
+  for index in progress(left, 'batches'):
     inputs = (*batches[index], jax.random.fold_in(key, index))
     found[index] = Batch(*decode_all(inputs, settings),
                          clock(*inputs) if index % CLOCK_EVERY == 0 else {})

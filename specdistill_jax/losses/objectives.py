@@ -164,11 +164,13 @@ def _check_function(name, function):
   try:
     found = jax.eval_shape(function, logits, logits)
   except Exception as error:  # whatever it raises, it is the objective that is wrong
-    raise ValueError(f'objective {name!r} fails on logits of shape [2, 3, 5]: {error}') from error
+    raise ValueError(f'objective {name!r} fails on logits of shape [2, 3, 5]: '
+                     f'{type(error).__name__}: {error}') from error
   if getattr(found, 'shape', None) != (2, 3) or not jnp.issubdtype(found.dtype, jnp.floating):
-    raise ValueError(f'objective {name!r} makes {found} of '
-                     'logits of shape [2, 3, 5]; it must be a loss for each token, floats of '
-                     'shape [2, 3], neither masked nor averaged')
+    made = (f'{found.dtype} of shape {list(found.shape)}' if hasattr(found, 'shape')
+            else f'a {type(found).__name__}')
+    raise ValueError(f'objective {name!r} makes {made} of logits of shape [2, 3, 5]; it must be '
+                     'a loss for each token, floats of shape [2, 3], neither masked nor averaged')
 
 
 @struct.dataclass

@@ -213,18 +213,18 @@ def _quality(metric: str | None, target: base.Model, references: Sequence[Sequen
 
 
 def _track(description: str):
-  """A progress bar over batches in a terminal; elsewhere a line a minute."""
-  def wrap(batches):
+  """A progress bar in a terminal; elsewhere a line a minute."""
+  def wrap(items, what):
     if rich_progress.get_console().is_terminal:
-      yield from rich_progress.track(batches, description)
+      yield from rich_progress.track(items, f'{description}: {what}')
       return
     started = said = time.monotonic()
-    for done, batch in enumerate(batches):
-      yield batch
+    for done, item in enumerate(items):
+      yield item
       now = time.monotonic()
       if now - said >= _SECONDS_A_LINE:
-        left = (len(batches) - done - 1) * (now - started) / (done + 1)
-        processes.say(f'  {description}: {done + 1:,} of {len(batches):,} batches, '
+        left = (len(items) - done - 1) * (now - started) / (done + 1)
+        processes.say(f'  {description}: {done + 1:,} of {len(items):,} {what}, '
                       f'{left / 60:.3g} minutes left')
         said = now
   return wrap

@@ -33,13 +33,15 @@ def check_arms(config: Any) -> None:
     return
   from specdistill_jax.checkpoints import store  # pylint: disable=g-import-not-at-top
   from specdistill_jax.stages import distill
-  for name in distill.arm_names(config):
+  names, folder = distill.arm_names(config), storage.path(source)
+  there = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+  if missing := [name for name in names if name not in there]:
+    raise ValueError(f'config.distill.init_from is {source!r}, which must be the folder `distill` '
+                     f'of a study with the arms {", ".join(names)}; it lacks {", ".join(missing)} '
+                     f'and has {", ".join(there) or "none"}')
+  for name in names:
     check_finished(source, 'distill.init_from', name)
-    try:
-      found = store.newest_step(storage.path(source) / name)
-    except ValueError as error:
-      raise ValueError(f'config.distill.init_from is {source!r}, which must be the folder '
-                       f'`distill` of a study with the arm {name}: {error}') from error
+    found = store.newest_step(folder / name)
     if found != steps:
       raise ValueError(f'config.distill.train.steps is {steps}; the arm {name} in '
                        f'distill.init_from, {source!r}, has {found} steps behind it, and '
@@ -58,6 +60,10 @@ def _check_origin(config: Any, study: pathlib.Path) -> None:
     section.get('rollout', {}).pop('tensor', None)
     for name in ('init_from', 'objective', 'also', 'seeds', 'control'):  # arms are looked for
       section.pop(name, None)
+  if 'functions' in there:  # of all its arms, of which not all may be taken
+    taken = here.get('functions', {})
+    there['functions'] = {name: lines for name, lines in there['functions'].items()
+                          if name in taken} or None
   if found := workdirs.differences(there, here):
     raise ValueError(f'config.distill.init_from is {distill.init_from!r}, whose arms were trained '
                      'otherwise than config.distill says, which must be as it is there: '

@@ -22,7 +22,8 @@ def objective(value: Any) -> str | None:
       from specdistill_jax.losses import objectives  # JAX, which only such a study wants here
       objectives.from_spec(value)
   except ValueError as error:
-    return f'an objective that there is, with its fields behind commas ({error})'
+    kind = 'a function of logits' if specs.is_yours(name) else 'one that there is'
+    return f'{kind}, with its fields behind commas: {error}'
   return None
 
 

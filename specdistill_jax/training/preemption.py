@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, or the maintenance notice of a Cloud TPU machine.
+"""Being asked to stop: SIGTERM, Ctrl-C, or the maintenance notice of a Cloud TPU machine.
 
 While a run trains, it saves at the next step on which all processes agree, and ends; elsewhere
 nothing would be lost and it ends at once. Either way with `processes.EXIT_AGAIN`.
@@ -72,11 +72,13 @@ _training = 0
 
 
 def watch(*, second_ends: bool) -> None:
-  """Takes over SIGTERM, and asks the machine for notices where it is a Cloud TPU's.
+  """Takes over SIGTERM and Ctrl-C, and asks a Cloud TPU machine for notices.
+
+  Ctrl-C is left as it is where it is ignored, as in a job of the background. The second one ends
+  this process at once.
 
   Args:
-    second_ends: whether a second SIGTERM ends this process at once; not where a parent that
-      passes signals on does so.
+    second_ends: whether a second SIGTERM does so too; not where a parent that passes it on does.
   """
   global _agreement
   if _agreement is not None:
@@ -87,6 +89,8 @@ def watch(*, second_ends: bool) -> None:
   read, write = os.pipe()
   os.set_blocking(write, False)
   signal.signal(signal.SIGTERM, lambda *_: None)
+  if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, lambda *_: None)
   signal.set_wakeup_fd(write, warn_on_full_buffer=False)
   _start(_listen, read, second_ends)
   _start(_agreement.reach)
@@ -106,14 +110,15 @@ def _cloud_tpu_host() -> str | None:
 
 
 def _listen(read: int, second_ends: bool) -> None:
-  times = 0
+  names = {signal.SIGTERM: 'SIGTERM', signal.SIGINT: 'Ctrl-C'}
+  heard = []
   while True:
     for number in os.read(read, 64):
-      if number == signal.SIGTERM:
-        times += 1
-        if times > 1 and second_ends:
-          os._exit(128 + signal.SIGTERM)
-        _notice('SIGTERM')
+      if number in names:
+        heard.append(number)
+        if len(heard) > 1 and (second_ends or number == signal.SIGINT):
+          os._exit(128 + number)
+        _notice(names[number])
 
 
 def _poll_metadata(host: str) -> None:
