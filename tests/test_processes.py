@@ -164,6 +164,7 @@ def test_ctrl_c_lets_training_save_and_a_second_one_does_not(tmp_path):
 def test_ctrl_c_stays_ignored_where_it_was(tmp_path):
   process = interrupted(tmp_path, WAITING, ignored=True)
   process.send_signal(signal.SIGINT)
+  time.sleep(0.3)  # sent at once, the second may be heard first
   process.send_signal(signal.SIGTERM)
   _, errors = process.communicate()
   assert process.returncode == processes.EXIT_AGAIN and 'Ctrl-C' not in errors

@@ -99,6 +99,7 @@ def test_answers_of_a_success(summaries):
   assert faster.count(': yes;') == 2
   assert 'c = 0.10 and v = 1.40' in prediction and 'too far' not in prediction
   assert f'{DISTILLED} at temperature 0: by the clock γ = 5 is best, γ = 4 is predicted' in length
+  assert 'standard SD at temperature 0: by the clock γ = 3 is best, γ = 1 is predicted' in length
   assert length.count(' predicted to be best (') == 6 and 'x at 4*; ' in length
   assert 'too far' not in length and faster.count(' at its best γ = ') == 2
   assert length.count('\n- ') == 6 and '\n\nSpeed-ups predicted' in length  # a list

@@ -179,9 +179,9 @@ def _draft_length(summaries: Summaries) -> str:
   doubt = ' Predictions are too far from the clock here to choose a length by.' if is_far else ''
   return _told(sentences, 'Speed-ups predicted from the acceptance by position of the longest '
                'draft, beside what was measured; a star marks lengths that were not run, where v '
-               'is interpolated between those that were. They lie a little above the predictions '
-               'in the table, which are made from block efficiency: the end of a row cuts its '
-               f'last block.{doubt}')
+               'is interpolated between those that were. They differ a little from the '
+               'predictions in the table, which are made from the block efficiency of each '
+               f'length, whose last block the end of a row cuts.{doubt}')
 
 
 def _other_ways(summaries: Summaries, headline: Summaries, samples: int) -> list[str]:
