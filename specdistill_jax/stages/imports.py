@@ -34,7 +34,8 @@ def check_arms(config: Any) -> None:
   from specdistill_jax.checkpoints import store  # pylint: disable=g-import-not-at-top
   from specdistill_jax.stages import distill
   names, folder = distill.arm_names(config), storage.path(source)
-  there = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+  there = sorted(path.name for path in (folder.iterdir() if folder.is_dir() else ())
+                 if (path / 'model.json').exists())
   if missing := [name for name in names if name not in there]:
     raise ValueError(f'config.distill.init_from is {source!r}, which must be the folder `distill` '
                      f'of a study with the arms {", ".join(names)}; it lacks {", ".join(missing)} '
@@ -46,7 +47,7 @@ def check_arms(config: Any) -> None:
       raise ValueError(f'config.distill.train.steps is {steps}; the arm {name} in '
                        f'distill.init_from, {source!r}, has {found} steps behind it, and '
                        'distill.train.steps must be that')
-  _check_origin(config, storage.path(source).parent)
+  _check_origin(config, folder.parent)
 
 
 def _check_origin(config: Any, study: pathlib.Path) -> None:
